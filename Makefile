@@ -1,0 +1,47 @@
+# Two commands do all the set-up on a bare machine: `make test` and `make demo`.
+# Both build .venv from the exact pins of constraints.txt, once, and build it again when the pins change.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install lint types test check slow demo format clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## Build .venv: pinned dependencies, this package in editable form
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"retain needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -c constraints.txt -e ".[demo,vision,dev]"
+	@touch $@
+
+lint: $(INSTALLED)  ## Check style and formatting with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)  ## Check types with mypy
+	$(BIN)/mypy
+
+test: lint types  ## Lint, types and the default tests
+	$(BIN)/python -m pytest
+
+check: test  ## The same as test
+
+slow: $(INSTALLED)  ## The tests that train for longer or read real data
+	$(BIN)/python -m pytest -m slow
+
+demo: $(INSTALLED)  ## A stream of real tasks under three methods; QUICK=1 for the short one
+	$(BIN)/retain demo $(if $(QUICK),--quick)
+
+format: $(INSTALLED)  ## Let ruff fix and format everything
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove .venv and caches, keep runs
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
