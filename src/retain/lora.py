@@ -1,0 +1,296 @@
+"""The adapter as every method sees it: y = W x + B_past A_past x + s B A x. The only file that imports peft.
+
+The past is part of the LoRA layer itself, not a second active adapter: Trainer's resume, ``modules_to_save`` and TRL's
+reference adapter each drop or forbid a second one. It is on under any active adapter, off when adapters are disabled,
+and baked into whatever merging, unloading or saving leaves behind.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, PeftType, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
+from transformers.pytorch_utils import Conv1D
+
+from retain.linalg import truncate
+from retain.nearest import did_you_mean
+from retain.stock import PREFIX, baked_config, baked_state
+
+# They leave the base weights as they are; the others (PiSSA, OLoRA, CorDA, LoftQ...) change what "frozen" means.
+INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One adapted linear map of a model, under the name that it has in the base model.
+
+    Factors have the shapes of stock LoRA: A (r, in), B (out, r); ``scale`` s is alpha/r (alpha/sqrt(r) for rsLoRA). The
+    past is kept in the same units, so that folding is pure concatenation.
+    """
+
+    name: str
+    layer: Any
+    adapter: str
+
+    @property
+    def A(self) -> Tensor:
+        """Trainable factor (r, in)."""
+        return self.layer.lora_A[self.adapter].weight
+
+    @property
+    def B(self) -> Tensor:
+        """Trainable factor (out, r)."""
+        return self.layer.lora_B[self.adapter].weight
+
+    @property
+    def scale(self) -> float:
+        """The factor s in front of B A."""
+        return self.layer.scaling[self.adapter]
+
+    @property
+    def past(self) -> tuple[Tensor, Tensor]:
+        """Frozen factors B_past (out, R), A_past (R, in); R = 0 before the first fold. Their product counts s times."""
+        B, A, owner = self.layer.past_B, self.layer.past_A, self.layer.past_adapter
+        return (B, A) if owner == self.adapter else (B * (self.layer.scaling[owner] / self.scale), A)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Past and present as one pair (out, R + r), (R + r, in), detached: [B, B_past], [A; A_past]."""
+        past_B, past_A = self.past
+        return torch.cat([self.B.detach(), past_B], 1), torch.cat([self.A.detach(), past_A], 0)
+
+    def delta(self) -> Tensor:
+        """The whole weight change s (B A + B_past A_past) (out, in), dense, detached."""
+        B, A = self.factors()
+        return self.scale * (B @ A)
+
+    def set_past(self, B: Tensor, A: Tensor) -> None:
+        """Replace the past by B (out, R), A (R, in)."""
+        if (B.shape[0], A.shape[1], B.shape[1]) != (self.B.shape[0], self.A.shape[1], A.shape[0]):
+            raise ValueError(f"{self.name}: past factors {tuple(B.shape)}, {tuple(A.shape)} do not fit this layer")
+        if not (B.isfinite().all() and A.isfinite().all()):
+            raise ValueError(f"{self.name}: the factors are not finite, so there is nothing to keep")
+        if self.layer.merged or self.layer.past_merged:
+            raise ValueError(f"{self.name}: the adapter is merged into the base; call unmerge_adapter() first")
+        self.layer.past_adapter = self.adapter
+        self.layer.past_B, self.layer.past_A = B.detach().to(self.B).clone(), A.detach().to(self.A).clone()
+
+    @torch.no_grad()
+    def set_factors(self, B: Tensor, A: Tensor) -> None:
+        """Copy B (out, r), A (r, in) into the trainable factors, through the inverse of any parametrisation."""
+        for module, value in ((self.layer.lora_B[self.adapter], B), (self.layer.lora_A[self.adapter], A)):
+            if is_parametrized(module, "weight"):
+                module.weight = value
+            else:
+                module.weight.copy_(value)
+
+    def reset(self, generator: torch.Generator) -> None:
+        """A fresh adapter: A uniform in +-1/sqrt(in) (stock LoRA's Kaiming initialisation), B zero."""
+        bound = 1 / math.sqrt(self.A.shape[1])
+        A = torch.empty(self.A.shape).uniform_(-bound, bound, generator=generator)
+        self.set_factors(torch.zeros_like(self.B), A.to(self.A))
+
+    def fold(self, generator: torch.Generator, rank: int | None = None) -> float:
+        """Move the present adapter into the past and start a fresh one; the function stays the same.
+
+        Concatenation, hence exact: (B1 + B2)(A1 + A2) is not B1 A1 + B2 A2. With ``rank`` the past is then cut to
+        its best factors of that rank (by SVD of the factors); the relative Frobenius error of the whole weight change
+        is returned.
+        """
+        B, A = self.factors()
+        error = 0.0
+        if rank is not None and B.shape[1] > rank:
+            B, A, error = truncate(B, A, rank)
+        self.set_past(B, A)
+        self.reset(generator)
+        return error
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether ``model`` came out of peft."""
+    return isinstance(model, PeftModel)
+
+
+def sites(model: nn.Module) -> dict[str, Site]:
+    """Every adapted linear map of ``model`` by name, in the order of its modules.
+
+    Raises:
+        ValueError: no LoRA, several active adapters, or, by its name, a module without plain LoRA on a linear map.
+    """
+    if not isinstance(model, PeftModel):
+        raise ValueError(
+            f"this method needs a model with a LoRA adapter (peft.get_peft_model), got a {type(model).__name__}"
+        )
+    active = model.active_adapters
+    if len(active) != 1:
+        raise ValueError(f"exactly one adapter must be active, got {active}")
+    _check_config(model.peft_config[active[0]])
+    found = _sites(model, active[0])
+    if not found:
+        raise ValueError("nothing is adapted: the model has no LoRA layer under its active adapter")
+    model.save_pretrained = partial(_save_plain, model)
+    return found
+
+
+def add_lora(model: nn.Module, **config: Any) -> PeftModel:
+    """``peft.get_peft_model`` with ``config`` = the keywords of LoraConfig; a model that is refused stays as it was.
+
+    Raises:
+        ValueError: what ``sites`` refuses, or target modules that match nothing, with the nearest that would.
+    """
+    lora = LoraConfig(**config)
+    _check_config(lora)
+    _check_targets(model, lora.target_modules)
+    adapted = get_peft_model(model, lora)
+    try:
+        sites(adapted)
+    except ValueError:
+        adapted.unload()
+        raise
+    return adapted
+
+
+def load_adapter(base: nn.Module, path: str | Path) -> PeftModel:
+    """``PeftModel.from_pretrained``: a stock adapter on its base model."""
+    return PeftModel.from_pretrained(base, str(path))
+
+
+def lora_config_fields() -> frozenset[str]:
+    """The keywords of ``peft.LoraConfig``."""
+    return frozenset(f.name for f in fields(LoraConfig))
+
+
+def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
+    """All parameters that the active adapter owns, LoRA factors and ``modules_to_save``, frozen for now or not."""
+    active = model.active_adapters[0]
+    return {n: p for n, p in model.named_parameters() if f".{active}." in n}
+
+
+def _check_config(config: Any) -> None:
+    if config.peft_type != PeftType.LORA:
+        raise ValueError(f"this method needs a LoRA adapter, got {config.peft_type.value}")
+    if config.init_lora_weights not in INITIALISATIONS:
+        got = f"init_lora_weights={config.init_lora_weights!r}"
+        raise ValueError(f"{got} changes the base weights, which must stay; known: {INITIALISATIONS}")
+
+
+def _check_targets(model: nn.Module, wanted: Any) -> None:
+    names = [name for name, _ in model.named_modules()]
+    if isinstance(wanted, str):
+        missing = [] if wanted == "all-linear" or any(re.fullmatch(wanted, n) for n in names) else [wanted]
+    else:
+        missing = [t for t in sorted(wanted or ()) if not any(f".{n}".endswith(f".{t}") for n in names)]
+    if missing:
+        known = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+        hint = f"{', '.join(known)}{did_you_mean(missing[0], known)}"
+        raise ValueError(f"target_modules {missing} match nothing; linear layers here: {hint}")
+
+
+def _sites(model: PeftModel, adapter: str) -> dict[str, Site]:
+    found = {}
+    for module_name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and module_name.startswith(PREFIX):
+            name = module_name.removeprefix(PREFIX)
+            if type(module) not in (LoraLinear, PastLinear):
+                kinds = f"{type(module).__name__} on a {type(module.get_base_layer()).__name__}"
+                raise ValueError(f"{name}: LoRA of kind {kinds} is not supported; known: Linear on a Linear or Conv1D")
+            if adapter in module.lora_A:
+                found[name] = Site(name, _with_past(name, module, adapter), adapter)
+    return found
+
+
+def _with_past(name: str, layer: Any, adapter: str) -> PastLinear:
+    if adapter in layer.lora_variant:
+        kind = type(layer.lora_variant[adapter]).__name__
+        raise ValueError(f"{name}: only plain LoRA is supported, not {kind} (DoRA and kin)")
+    if layer.lora_bias[adapter]:
+        raise ValueError(f"{name}: lora_bias=True is not supported: its bias is no part of B A")
+    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    if A.shape[0] > min(A.shape[1], B.shape[0]):
+        raise ValueError(f"{name}: rank {A.shape[0]} is larger than the layer, ({B.shape[0]}, {A.shape[1]})")
+    if not isinstance(layer, PastLinear):
+        layer.__class__ = PastLinear
+        layer.register_buffer("past_A", A.new_empty(0, A.shape[1]), persistent=False)
+        layer.register_buffer("past_B", B.new_empty(B.shape[0], 0), persistent=False)
+        layer.past_merged = False
+    if not len(layer.past_A):
+        layer.past_adapter = adapter
+    return layer
+
+
+class PastLinear(LoraLinear):
+    """A stock LoRA layer with a frozen past, at the scale of ``past_adapter``, in its forward, merge and load."""
+
+    past_A: Tensor
+    past_B: Tensor
+    past_adapter: str
+    past_merged: bool
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters and self.past_merged:
+            self.unmerge()
+        result = super().forward(x, *args, **kwargs)
+        if self.disable_adapters or self.past_merged or not len(self.past_A):
+            return result
+        past = F.linear(F.linear(x.to(self.past_A.dtype), self.past_A), self.past_B) * self.scaling[self.past_adapter]
+        if names := kwargs.get("adapter_names"):
+            on = torch.tensor([n != "__base__" for n in names], device=x.device)
+            past = past * on.view(-1, *[1] * (past.dim() - 1))
+        return result + past.to(result.dtype)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
+        if not self.past_merged:
+            self._shift_base(1)
+
+    def unmerge(self) -> None:
+        super().unmerge()
+        if self.past_merged:
+            self._shift_base(-1)
+
+    def _shift_base(self, sign: int) -> None:
+        past = sign * self.scaling[self.past_adapter] * (self.past_B @ self.past_A)
+        weight = self.get_base_layer().weight
+        weight.data += (past.T if self.fan_in_fan_out else past).to(weight.dtype)
+        self.past_merged = sign > 0
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """An adapter is its present and its past: both go."""
+        super().delete_adapter(adapter_name)
+        if adapter_name == self.past_adapter:
+            self.past_A, self.past_B = self.past_A[:0], self.past_B[:, :0]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Split baked factors of a higher rank into the present, which comes first, and the past."""
+        key_A, key_B = (f"{prefix}lora_{x}.{self.past_adapter}.weight" for x in "AB")
+        rank = self.r[self.past_adapter]
+        if key_A in state_dict and key_B in state_dict and len(state_dict[key_A]) > rank:
+            A, B = state_dict[key_A], state_dict[key_B]
+            self.past_A, self.past_B = A[rank:].to(self.past_A, copy=True), B[:, rank:].to(self.past_B, copy=True)
+            state_dict[key_A], state_dict[key_B] = A[:rank], B[:, :rank]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _save_plain(
+    model: PeftModel, save_directory: str, *args: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+) -> None:
+    """``save_pretrained`` that writes stock LoRA whatever the model holds: no past, no parametrised factors."""
+    state, configs = model.state_dict() if state_dict is None else state_dict, dict(model.peft_config)
+    try:
+        for adapter, config in configs.items():
+            here = _sites(model, adapter)
+            state = baked_state(state, here)
+            model.peft_config[adapter] = baked_config(config, here)
+        PeftModel.save_pretrained(model, save_directory, *args, state_dict=state, **kwargs)
+    finally:
+        model.peft_config.update(configs)

@@ -1,0 +1,174 @@
+"""What a continual-learning method is, and how it sits beside an optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from retain.lora import Site, is_adapted, sites
+from retain.task import Task
+
+# These run inside backward or hide their step, so that nothing can be done before and after it.
+UNHOOKABLE = {"Lomo": "AdamW", "AdaLomo": "AdamW", "DeepSpeedOptimizerWrapper": "accelerate without DeepSpeed"}
+
+# One adapter trained on and on, or a fresh one for every task on top of the folded past.
+Mode = Literal["shared", "merge"]
+
+
+class Method:
+    """Sits beside a user's optimizer, as an optimizer sits beside a model: it never owns backward, step or zero_grad.
+
+    Boundaries: ``begin_task`` before the optimizer is built, ``end_task`` after training. Steps: ``extra_loss``
+        once per optimizer
+    step, ``before_step`` and ``after_step`` around it (see ``attach``). Every hook does nothing by default:
+    sequential LoRA.
+
+    Attributes:
+        STATE: names of the attributes kept from task to task: (nested) dicts of tensors.
+        needs_adapter: whether the model must come from peft, or may be any module.
+        cumulative: whether it trains once on all tasks' rows instead of task after task (the joint upper bound).
+        learned: the number of each finished task, by name.
+        boundary: what the last ``end_task`` measured, by name, for the record of the run.
+    """
+
+    STATE: ClassVar[tuple[str, ...]] = ()
+    needs_adapter: ClassVar[bool] = True
+    cumulative: ClassVar[bool] = False
+
+    def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
+        self.model, self.seed = model, seed
+        self.sites: dict[str, Site] = sites(model) if self.needs_adapter or is_adapted(model) else {}
+        self.learned: dict[str, Tensor] = {}
+        self.boundary: dict[str, float] = {}
+
+    def begin_task(self, task: Task) -> None:
+        """Choose what trains and where it starts. Call before the optimizer is built."""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """What to optimise: the adapter's factors, then everything else that is trainable (heads)."""
+        factors = {id(p): p for s in self.sites.values() for p in (s.B, s.A) if p.requires_grad}
+        rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in factors]
+        return [{"params": group} for group in (list(factors.values()), rest) if group]
+
+    def extra_loss(self) -> Tensor | float:
+        """What to add to the loss, once per optimizer step, in nats per example."""
+        return 0.0
+
+    def before_step(self) -> None:
+        """Called when gradients are final: unscaled and clipped."""
+
+    def after_step(self) -> None:
+        """Called when the optimizer has moved the parameters."""
+
+    def end_task(self, task: Task) -> None:
+        """Measure, consolidate, remember. The function that was trained stays what it is."""
+        self.learned[task.name] = torch.tensor(len(self.learned))
+
+    def activate(self, task: str | None) -> None:
+        """Use the coefficients of ``task`` for inference, where a method keeps some; None: the latest."""
+
+    def generator(self) -> torch.Generator:
+        """Randomness of the boundary at hand: a function of ``boundary_seed``, and of nothing else."""
+        return torch.Generator().manual_seed(self.boundary_seed)
+
+    @property
+    def boundary_seed(self) -> int:
+        """A function of the seed and the number of learned tasks."""
+        return hash((self.seed, len(self.learned))) % 2**63
+
+    def fold(self, rank: int | None) -> None:
+        """Fold every site (see ``Site.fold``) and report the largest relative error of a weight change that was cut."""
+        generator = self.generator()
+        errors = [site.fold(generator, rank) for site in self.sites.values()]
+        self.boundary["fold_error"] = max(errors)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything kept between tasks but the present adapter, flat: the past of every site and what ``STATE`` names.
+
+        Its bytes are the storage that a method costs beyond its adapter.
+        """
+        state = {
+            f"past/{name}/{x}": t
+            for name, s in self.sites.items()
+            for x, t in zip("BA", s.past, strict=True)
+            if t.numel()
+        }
+        for attribute in ("learned", *self.STATE):
+            state |= dict(_flat(attribute, getattr(self, attribute)))
+        return {key: tensor.detach() for key, tensor in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what ``state_dict`` gave.
+
+        Raises:
+            ValueError: an entry that this method or this model does not have, by name.
+        """
+        kept: dict[str, Any] = {attribute: {} for attribute in ("learned", *self.STATE)}
+        past: dict[str, dict[str, Tensor]] = {}
+        here, device = {*self.sites, *dict(self.model.named_parameters())}, next(self.model.parameters()).device
+        for key, tensor in state.items():
+            root, *path = key.split("/")
+            if root == "past" and len(path) == 2 and path[0] in self.sites:
+                past.setdefault(path[0], {})[path[1]] = tensor
+            elif root in kept and path and (root == "learned" or here.intersection(path)):
+                _nest(kept[root], path, tensor.to(device, copy=True))
+            else:
+                raise ValueError(f"state entry {key!r} does not belong to {type(self).__name__} on this model")
+        for name, site in self.sites.items():
+            empty = {"B": site.B[:, :0], "A": site.A[:0]}
+            site.set_past(**past.get(name, empty))
+        for attribute, value in kept.items():
+            setattr(self, attribute, value)
+
+
+def check_mode(mode: str, rank: int | None) -> Mode:
+    """Refuse a mode that does not exist, or a cap on a past that does not."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}")
+    if rank is not None and (mode != "merge" or rank < 1):
+        raise ValueError(
+            f"rank={rank} caps the folded past: it must be at least 1, and needs mode='merge' (here {mode!r})"
+        )
+    return cast(Mode, mode)
+
+
+def check_strength(strength: float, decay: float | None) -> None:
+    """Refuse a negative strength and a decay outside [0, 1]."""
+    if not 0 <= strength < math.inf:
+        raise ValueError(f"strength must be at least 0 and finite, got {strength}")
+    if decay is not None and not 0 <= decay <= 1:
+        raise ValueError(f"decay must lie in [0, 1], got {decay}")
+
+
+def attach(optimizer: torch.optim.Optimizer, method: Method) -> list[Any]:
+    """Call ``method``'s before_step and after_step around every ``optimizer.step``; returns handles with ``remove()``.
+
+    Raises:
+        ValueError: an optimizer whose step cannot be hooked, by name, with what to use instead.
+    """
+    kind = type(optimizer).__name__
+    if kind in UNHOOKABLE:
+        raise ValueError(f"{kind} has no step that can be hooked; use {UNHOOKABLE[kind]}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"attach needs a torch.optim.Optimizer, got {kind}")
+    return [
+        optimizer.register_step_pre_hook(lambda *_: method.before_step()),
+        optimizer.register_step_post_hook(lambda *_: method.after_step()),
+    ]
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        return [(prefix, value)]
+    return [pair for key, inner in value.items() for pair in _flat(f"{prefix}/{key}", inner)]
+
+
+def _nest(root: dict[str, Any], path: list[str], tensor: Tensor) -> None:
+    *parents, leaf = path
+    for key in parents:
+        root = root.setdefault(key, {})
+    root[leaf] = tensor
