@@ -1,0 +1,28 @@
+"""Fine-tune one LoRA adapter on task after task without losing the earlier ones."""
+
+from retain.lora import Site, sites
+from retain.method import Method, attach
+from retain.methods import METHODS
+from retain.methods.ewc import EWC
+from retain.methods.ewc_lora import EWCLoRA
+from retain.methods.joint import Joint
+from retain.methods.per_task import PerTask
+from retain.methods.sequential import Sequential
+from retain.task import CrossEntropy, SquaredError, Task, joined
+
+__all__ = [
+    "EWC",
+    "METHODS",
+    "CrossEntropy",
+    "EWCLoRA",
+    "Joint",
+    "Method",
+    "PerTask",
+    "Sequential",
+    "Site",
+    "SquaredError",
+    "Task",
+    "attach",
+    "joined",
+    "sites",
+]
