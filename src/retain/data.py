@@ -1,0 +1,165 @@
+"""A stream of tasks from a configuration: labels become global ids, texts tokens, images pixel values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import torch
+from datasets.fingerprint import Hasher
+from torch import Tensor
+from transformers import DataCollatorWithPadding, default_data_collator
+
+from retain.sources import DataError, Split, check_column, natural, progress, read
+from retain.task import CrossEntropy, Task
+
+if TYPE_CHECKING:
+    from retain.config import RunConfig, TaskConfig
+
+__all__ = ["DataError", "Stream", "load_stream"]
+
+MAX_LENGTH = 512  # tokens, unless a task says otherwise
+LONG = 20_000  # rows from which on a progress bar is worth its line
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Tasks in order, and what their labels mean.
+
+    Attributes:
+        tasks: rows are data sets with the model's columns and ``labels``, the global id of the class.
+        labels: class names of each task; in a domain-incremental stream the one list that all share.
+        groups: (C,) number of the task that owns each global class; None if all share them.
+    """
+
+    tasks: list[Task]
+    labels: list[list[str]]
+    groups: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    name: str
+    entry: TaskConfig
+    classes: list[str]
+    train: Split
+    test: Split
+
+
+def load_stream(config: RunConfig, processor: Any) -> Stream:
+    """The stream of ``config``; ``processor`` is the model's tokenizer or, for ``kind: image``, its image processor.
+
+    Raises:
+        DataError: the first thing wrong with the data, in one line.
+    """
+    pieces = [piece for entry in config.tasks for piece in _pieces(entry, config.seed)]
+    names = [piece.name for piece in pieces]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"two tasks are called {name!r}; tasks: {', '.join(names)}")
+    labels = [piece.classes for piece in pieces]
+    groups = None
+    if config.scenario == "domain":
+        labels = [_union(labels)] * len(labels)
+    else:
+        groups = torch.repeat_interleave(torch.arange(len(labels)), torch.tensor([len(own) for own in labels]))
+    for name, own in zip(names, labels, strict=True):
+        if len(own) < 2:
+            raise DataError(f"task {name!r} has one class, {own[0]!r}: there is nothing to tell apart")
+    encode = _Images(processor) if config.model.kind == "image" else _Texts(processor)
+    loss, tasks, start = CrossEntropy(groups), [], 0
+    for piece, own in zip(pieces, labels, strict=True):
+        ids = {name: start + i for i, name in enumerate(own)}
+        start += len(own) if groups is not None else 0
+        train, test = (
+            encode(piece, split.rows, np.array([ids[n] for n in split.names])) for split in (piece.train, piece.test)
+        )
+        tasks.append(Task(piece.name, train, test, loss, encode.collate))
+    return Stream(tasks, labels, groups)
+
+
+def _pieces(entry: TaskConfig, seed: int) -> Iterator[_Piece]:
+    """The tasks that an entry becomes: one, or one for every ``split_by_class`` classes."""
+    train, test, classes = read(entry, seed)
+    step = entry.split_by_class or len(classes)
+    for i, start in enumerate(range(0, len(classes), step)):
+        name, own = f"{entry.name}-{i}" if entry.split_by_class else entry.name, classes[start : start + step]
+        if entry.max_train is not None and entry.max_train < len(own):
+            raise DataError(f"task {name!r}: max_train {entry.max_train} is less than its {len(own)} classes")
+        own_train, own_test = train.of(own).at_most(entry.max_train, seed), test.of(own).at_most(entry.max_test, seed)
+        if not len(own_test.names):
+            raise DataError(f"task {name!r}: the test split has no row of its classes {', '.join(own)}")
+        yield _Piece(name, entry, own, own_train, own_test)
+
+
+def _union(labels: list[list[str]]) -> list[str]:
+    """One list of all class names: the first task's if it has them all, else sorted."""
+    together = {name for own in labels for name in own}
+    return labels[0] if len(labels[0]) == len(together) else sorted(together, key=natural)
+
+
+class _Texts:
+    """Texts of a piece -> rows of tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.tokenizer, self.collate = tokenizer, DataCollatorWithPadding(tokenizer)
+        self.hash = Hasher.hash(tokenizer)  # takes long for a large vocabulary: once here, not in every map
+
+    def __call__(self, piece: _Piece, rows: datasets.Dataset, ids: np.ndarray) -> datasets.Dataset:
+        columns = [piece.entry.text] if isinstance(piece.entry.text, str) else piece.entry.text
+        for column in columns:
+            _check_text(piece, rows, column)
+        longest = self.tokenizer.model_max_length
+        length = piece.entry.max_length or min(MAX_LENGTH, longest)
+        if length > longest:
+            raise DataError(f"task {piece.name!r}: max_length {length} is more than the model's {longest}")
+
+        def encode(*texts: list[str]) -> dict[str, Any]:
+            return dict(self.tokenizer(*texts, truncation=True, max_length=length))
+
+        with progress(len(rows) > LONG):
+            tokens = rows.map(
+                encode,
+                input_columns=columns,
+                batched=True,
+                remove_columns=rows.column_names,
+                new_fingerprint=Hasher.hash([rows._fingerprint, self.hash, columns, length]),
+                desc=f"tokenizing {piece.name}",
+            )
+            return tokens.add_column("labels", ids)
+
+
+def _check_text(piece: _Piece, rows: datasets.Dataset, column: str) -> None:
+    check_column(piece.name, rows, column)
+    feature = rows.features[column]
+    if feature not in (datasets.Value("string"), datasets.Value("large_string")):
+        raise DataError(f"task {piece.name!r}: column {column!r} holds {feature}, not text")
+    if missing := rows.select_columns(column)[:][column].count(None):
+        raise DataError(f"task {piece.name!r}: column {column!r} holds no text in {missing} of {len(rows)} rows")
+
+
+class _Images:
+    """Images of a piece -> rows of pixel values, decoded when a row is read: kept, they would dwarf their files."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor, self.collate = processor, default_data_collator
+
+    def __call__(self, piece: _Piece, rows: datasets.Dataset, ids: np.ndarray) -> datasets.Dataset:
+        column = piece.entry.image
+        check_column(piece.name, rows, column)
+        if not isinstance(rows.features[column], datasets.Image):
+            raise DataError(f"task {piece.name!r}: column {column!r} holds {rows.features[column]}, not images")
+        with progress(len(rows) > LONG):
+            images = rows.select_columns(column).cast_column(column, datasets.Image(mode="RGB"))
+            images = images.add_column("labels", ids)
+
+        def encode(batch: dict[str, list]) -> dict[str, Any]:
+            pixels = self.processor(images=batch[column], return_tensors="pt")["pixel_values"]
+            return {"pixel_values": pixels, "labels": batch["labels"]}
+
+        return images.with_transform(encode)

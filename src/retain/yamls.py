@@ -1,0 +1,88 @@
+"""YAML as people mean it: 1e-4 is a number, and a key that stands twice is a mistake."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        known = set()
+        for key, _ in node.value:
+            if key.value in known:
+                raise ValueError(f"the key {key.value!r} stands twice (line {key.start_mark.line + 1})")
+            known.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes no aliases, and quotes a text that would be read back as a number."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+# YAML 1.1, which PyYAML speaks, reads 1e-4 as text for want of a dot.
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
+
+
+def read(text: str) -> Any:
+    """The content of a YAML document.
+
+    Raises:
+        ValueError: not YAML, in one line that says where.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"not YAML: {place}{error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {str(error).splitlines()[0]}") from None
+
+
+def write(content: Any) -> str:
+    """``content`` as YAML in the order that it has."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def override(document: dict[str, Any], assignment: str) -> None:
+    """Carry out ``section.key=value`` in ``document``; the value is YAML, and a number picks an entry of a list.
+
+    Raises:
+        ValueError: not an assignment, or its section is none.
+    """
+    path, equals, value = assignment.partition("=")
+    if not equals or not path.strip():
+        raise ValueError(f"override {assignment!r} is not of the form section.key=value")
+    *sections, last = path.strip().split(".")
+    try:
+        here: Any = document
+        for step in sections:
+            key = _key(here, step)
+            if here[key] is None:
+                here[key] = {}
+            here = here[key]
+        key = _key(here, last)
+        here[key] = read(value)
+    except ValueError as error:
+        raise ValueError(f"override {assignment!r}: {error}") from None
+
+
+def _key(here: Any, step: str) -> Any:
+    """``step`` as an index of ``here``, where a section that lacks it gets it."""
+    if isinstance(here, dict):
+        here.setdefault(step)
+        return step
+    if not isinstance(here, list):
+        raise ValueError(f"{step!r} is inside {here!r}, which is no section")
+    if not step.isdecimal() or int(step) >= len(here):
+        raise ValueError(f"{step!r} is no entry of a list of {len(here)}, counted from 0")
+    return int(step)

@@ -1,0 +1,59 @@
+"""Small files of rows, a tokenizer of their words, and the stream that a configuration makes of them."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import BertProcessing
+from transformers import PreTrainedTokenizerFast
+
+from retain.config import parse
+from retain.data import DataError, Stream, load_stream
+
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+
+
+def rows(labels: list[Any], each: int = 10) -> list[dict[str, Any]]:
+    return [{"text": f"{WORDS[i % 8]} {label} {i}", "label": label} for i in range(each) for label in labels]
+
+
+def jsonl(path: Path, content: list[dict[str, Any]]) -> str:
+    path.write_text("\n".join(map(json.dumps, content)))
+    return str(path)
+
+
+def stream(processor: Any, *tasks: dict[str, Any], **config: Any) -> Stream:
+    named = [{"name": f"t{i}", "path": "json"} | task for i, task in enumerate(tasks)]
+    return load_stream(
+        parse({"model": {"path": "m", "kind": config.pop("kind", "text")}, "tasks": named} | config), processor
+    )
+
+
+@cache
+def word_tokenizer() -> Any:
+    """BERT's layout over the words of these tests."""
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, "word", "win", "loss", "sad", "glad", *map(str, range(100))]
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(known)}, unk_token="[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.post_processor = BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, model_max_length=512, pad_token="[PAD]", eos_token="[SEP]", model_input_names=names
+    )
+
+
+def labels_of(data: Any) -> list[int]:
+    return [row["labels"] for row in data]
+
+
+def refused(tokenizer: Any, entry: dict[str, Any], **config: Any) -> str:
+    with pytest.raises(DataError) as error:
+        stream(tokenizer, entry, **config)
+    message = str(error.value)
+    assert "\n" not in message and "t0" in message
+    return message

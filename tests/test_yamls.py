@@ -1,0 +1,41 @@
+"""YAML as people mean it."""
+
+import pytest
+
+from retain.yamls import override, read, write
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("2e5", 2e5), ("-1.5E+3", -1500.0), (".5e1", 5.0), ("1.e2", 100.0), ("3", 3), ("0x1e4", 0x1E4)],
+)
+def test_numbers(text: str, value: float) -> None:
+    assert read(text) == value and type(read(text)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["e5", "1e", "1e-4x", "v1e4", "1-e4", "'1e-4'"])
+def test_texts_that_only_look_like_numbers(text: str) -> None:
+    assert read(text) == text.strip("'")
+
+
+def test_what_is_written_is_read_back() -> None:
+    content = {"b": ["1e5", "no", 1e-4, 2e-5, None, "ä", 3], "a": {"x": "", "y": "1"}}
+    assert read(write(content)) == content and list(read(write(content))) == ["b", "a"]
+    shared = [1]
+    assert "&" not in write({"a": shared, "b": shared})
+
+
+def test_merged_keys_are_no_repetition() -> None:
+    assert read("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}")["b"] == {"x": 3, "y": 2}
+
+
+def test_a_repeated_key_says_where() -> None:
+    with pytest.raises(ValueError, match=r"the key 'x' stands twice \(line 3\)"):
+        read("a:\n  x: 1\n  x: 2")
+
+
+def test_an_override_makes_the_section_that_it_needs() -> None:
+    document = {"a": None, "c": [{}, 1]}
+    for assignment in ("a.b.x=1", "c.0.y=1e-4", "c.1=[2]", "d="):
+        override(document, assignment)
+    assert document == {"a": {"b": {"x": 1}}, "c": [{"y": 1e-4}, [2]], "d": None}
