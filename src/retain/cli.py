@@ -1,0 +1,99 @@
+"""The command line: ``retain --help``."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Fine-tune one LoRA adapter on task after task without losing the earlier ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="A minute instead of five: fewer rows, two methods.")] = False,
+    output: Annotated[Path, typer.Option(help="Where the runs go; run again to continue.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Of data subsets, initialisation and training.")] = 0,
+) -> None:
+    """Forget, and not forget: a real model on a stream of real text tasks, with and without protection.
+
+    MiniLM learns to sort newsgroup posts, newswire, film reviews and debates, one after the other, with one LoRA
+        adapter: by plain
+    sequential fine-tuning, with EWC-LoRA, and on all tasks at once. The data are fetched once, into your cache folder.
+    """
+    from retain.commands.demo import demo as command
+
+    if not command(output, quick=quick, seed=seed, console=Console()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A YAML file: see docs/cli.md.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="[cyan]section.key=value[/], values as in YAML.", show_default=False)
+    ] = None,
+) -> None:
+    """Train on the tasks of a YAML file, one after the other; run again after a crash: it continues.
+
+    Example: [cyan]retain run bot.yaml method.strength=300 training.learning_rate=1e-4[/]
+    """
+    from retain.commands.table import print_scores
+    from retain.config import load
+    from retain.run import run as command
+
+    console = Console()
+    settings = load(config, overrides or ())
+    results = command(settings, console)
+    print_scores(console, results)
+    console.print(f"adapter: {Path(settings.output, 'adapter')}   results: {Path(settings.output, 'results.json')}")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
+    to: Annotated[
+        Path | None, typer.Option(help="Where to write; RUN/export if not given.", show_default=False)
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Whose coefficients, for methods that keep some a task.")] = None,
+) -> None:
+    """Write a run's adapter as a stock PEFT LoRA and print the largest logit difference that a clean process sees."""
+    from retain.commands.export import export as command
+
+    command(folder, to, task, Console())
+
+
+@app.command()
+def methods() -> None:
+    """List the methods and the keywords that their `method:` section takes, with defaults."""
+    from retain.methods import METHODS
+
+    table = Table("method", "what it does", "keywords")
+    for name, method in METHODS.items():
+        keywords = [p for p in inspect.signature(method).parameters.values() if p.name != "model"]
+        table.add_row(
+            name,
+            (inspect.getdoc(method) or "").split("\n\n")[0].replace("\n", " "),
+            "\n".join(f"{p.name}: {p.default}" for p in keywords),
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one line on the error stream, not a traceback."""
+    try:
+        app()
+    except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        sys.exit(1)

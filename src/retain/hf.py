@@ -1,0 +1,153 @@
+"""Hugging Face: loading a model with its adapter and heads, and training it through transformers' Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from retain.heads import install_heads
+from retain.lora import add_lora
+from retain.method import Method, attach
+from retain.task import Task, aligned
+
+# kind of stream -> the transformers classes of its model and of what prepares its rows
+CLASSES = {
+    "text": (transformers.AutoModelForSequenceClassification, transformers.AutoTokenizer),
+    "image": (transformers.AutoModelForImageClassification, transformers.AutoImageProcessor),
+}
+
+
+class ContinualCallback(TrainerCallback):
+    """Puts a method beside the optimizer of any transformers Trainer.
+
+    The extra loss is differentiated once per optimizer step, before the first micro-batch, so that accumulation
+    does not multiply it, and clipping and the gradient scaler see it with the rest. Call ``method.begin_task``
+    before the optimizer is built and ``method.end_task`` after training.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.handles: list[Any] = []
+        self.scaler: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, *, optimizer: Any, **_: Any) -> None:
+        if isinstance(optimizer, AcceleratedOptimizer):
+            self.scaler, optimizer = optimizer.scaler, optimizer.optimizer
+        self.handles = attach(optimizer, self.method)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        loss = self.method.extra_loss()
+        if isinstance(loss, Tensor):
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def load_processor(path: str, kind: str) -> Any:
+    """The tokenizer or image processor of a model."""
+    return _found(path, CLASSES[kind][1].from_pretrained, path)
+
+
+def load_model(
+    path: str,
+    kind: str,
+    sizes: Sequence[int],
+    lora: dict[str, Any],
+    *,
+    own_heads: bool = True,
+    dtype: str | None = None,
+    seed: int = 0,
+) -> Any:
+    """A classification model with LoRA and, with ``own_heads``, one block of head rows for each entry of ``sizes``.
+
+    Layers that the checkpoint does not hold (the head, its hidden layer) are saved with the adapter.
+    """
+    transformers.set_seed(seed)
+    base, report = _found(
+        path,
+        CLASSES[kind][0].from_pretrained,
+        path,
+        num_labels=sum(sizes),
+        dtype=dtype or "auto",
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
+    if own_heads:
+        fresh.add(install_heads(base, sizes, seed))
+    lora = {**lora, "modules_to_save": sorted(fresh | set(lora.get("modules_to_save") or ()))}
+    return add_lora(base, **lora)
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    method: Method,
+    arguments: TrainingArguments,
+    *,
+    head_learning_rate: float | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> None:
+    """Train ``model`` on ``task`` through Trainer with ``method`` beside the optimizer, between its begin and end.
+
+    The loss is the task's, as a mean over the examples (tokens, for sequences) of a whole optimizer step. A
+    checkpoint left in ``arguments.output_dir`` by an interrupted training is continued.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    cls, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    groups = method.param_groups()
+    if head_learning_rate is not None and len(groups) > 1:
+        groups[-1]["lr"] = head_learning_rate
+    for group in groups:
+        group.setdefault("weight_decay", arguments.weight_decay)
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=task.train,
+        data_collator=task.collate,
+        compute_loss_func=_loss_of(model, task),
+        optimizers=(cls(groups, **options), None),
+        callbacks=[ContinualCallback(method), *callbacks],
+    )
+    folder = arguments.output_dir
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+
+
+def _loss_of(model: nn.Module, task: Task) -> Callable[..., Tensor]:
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        logits, targets = aligned(model, outputs.logits, labels)
+        total = task.loss.nll(logits, targets).sum()
+        if not torch.isfinite(total):
+            raise FloatingPointError(
+                f"the loss on task {task.name!r} is {float(total)}: lower training.learning_rate, or "
+                "train in a wider dtype"
+            )
+        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    return loss
+
+
+def _found(path: str, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return load(*args, **kwargs)
+    except OSError as error:
+        raise ValueError(
+            f"no model at {path!r}, neither as a folder nor on the hub: {str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)

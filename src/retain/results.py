@@ -1,0 +1,137 @@
+"""The record of a run: what every stage found, and the score matrices, scores and costs that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from retain import scores
+from retain.config import RunConfig
+from retain.data import Stream
+from retain.evaluate import Score
+
+INTERVALS = {
+    "average_accuracy": scores.average_accuracy,
+    "average_incremental_accuracy": scores.average_incremental_accuracy,
+    "learning_accuracy": scores.learning_accuracy,
+    "forgetting": scores.forgetting,
+    "backward_transfer": scores.backward_transfer,
+}
+
+
+def record(number: int, found: Mapping[str, Score]) -> dict[str, Any]:
+    """The scores of one stage as JSON; outcomes of rows are strings of 0 and 1, in the order of the test rows."""
+    return {
+        "learned": number + 1,
+        "tasks": {
+            name: {"rows": score.n, "loss": score.loss}
+            | {key: _bits(value) for key, value in _outcomes(score).items() if value is not None}
+            for name, score in found.items()
+        },
+    }
+
+
+def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Everything that ``results.json`` holds, from the records of all stages.
+
+    ``accuracy`` is measured as the scenario says: the task known (task-incremental), unknown (class-incremental),
+    or of no matter (domain-incremental). The first two are both reported.
+    """
+    names = [task.name for task in stream.tasks]
+    kinds = {"task": ("known", "unknown"), "class": ("unknown", "known"), "domain": ("known",)}[config.scenario]
+    rows = np.array([records[0]["tasks"][name]["rows"] for name in names])
+    summary: dict[str, Any] = {
+        "retain": version("retain"),
+        "method": config.method,
+        "scenario": config.scenario,
+        "seed": config.seed,
+        "tasks": names,
+        "accuracy": _scored(records, names, kinds[0], rows),
+    }
+    for kind in kinds[1:]:
+        summary[f"accuracy_task_{kind}"] = _scored(records, names, kind, rows)
+    if len(kinds) > 1:
+        summary["task_found"] = {"matrix": _rounded(_matrix(_columns(records, names, "task_found")))}
+    summary["loss"] = {"matrix": _rounded(_loss(records, names)), "unit": "nats per example"}
+    summary["bytes"] = records[-1].get("bytes", {})
+    summary["boundary"] = {f"after {r['learned']}": r["boundary"] for r in records if r.get("boundary")}
+    summary["seconds"] = _seconds(records)
+    return summary
+
+
+def headline(name: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """One line about the last stage: what was learned, and what it did to the tasks before."""
+    last = {task: _mean(entry["known"]) for task, entry in records[-1]["tasks"].items()}
+    learned = list(last)[: records[-1]["learned"]]
+    if not learned:
+        return f"[dim]{name}:[/] accuracy " + " ".join(f"{a:.3f}" for a in last.values())
+    line = f"[bold]{name}[/] learned: {last[learned[-1]]:.3f}"
+    if len(learned) > 1 and len(records) == records[-1]["learned"] + 1:
+        before = [_mean(records[i + 1]["tasks"][task]["known"]) for i, task in enumerate(learned[:-1])]
+        now = [last[task] for task in learned[:-1]]
+        line += f"; the {len(now)} before: {np.mean(now):.3f} ({np.mean(now) - np.mean(before):+.3f} since learned)"
+    return line
+
+
+def _scored(records: Sequence[Mapping[str, Any]], names: Sequence[str], kind: str, rows: np.ndarray) -> dict[str, Any]:
+    columns = _columns(records, names, kind)
+    matrix = _matrix(columns)
+    intervals = {name: scores.bootstrap(columns, score) for name, score in INTERVALS.items()}
+    return {
+        "matrix": _rounded(matrix),
+        "scores": {name: _number(value) for name, value in scores.summary(matrix, n=rows).items()},
+        "intervals_95": {name: [_number(x) for x in pair] for name, pair in intervals.items()},
+    }
+
+
+def _columns(records: Sequence[Mapping[str, Any]], names: Sequence[str], kind: str) -> list[np.ndarray]:
+    """Per task the outcomes (T+1, rows) of its test rows after every stage; NaN where nothing was measured."""
+    columns = []
+    for name in names:
+        column = np.full((len(names) + 1, records[0]["tasks"][name]["rows"]), np.nan)
+        for entry in records:
+            column[entry["learned"]] = [int(bit) for bit in entry["tasks"][name][kind]]
+        columns.append(column)
+    return columns
+
+
+def _matrix(columns: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack([column.mean(1) for column in columns], axis=1)
+
+
+def _loss(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> np.ndarray:
+    matrix = np.full((len(names) + 1, len(names)), np.nan)
+    for entry in records:
+        matrix[entry["learned"]] = [entry["tasks"][name]["loss"] for name in names]
+    return matrix
+
+
+def _seconds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for entry in records:
+        for name, value in entry["seconds"].items():
+            total[name] = round(total.get(name, 0.0) + value, 3)
+    return total
+
+
+def _outcomes(score: Score) -> dict[str, Any]:
+    return {"known": score.correct, "unknown": score.correct_unknown, "task_found": score.task_found}
+
+
+def _bits(outcomes: Any) -> str:
+    return "".join("1" if outcome else "0" for outcome in outcomes)
+
+
+def _mean(bits: str) -> float:
+    return bits.count("1") / len(bits)
+
+
+def _rounded(matrix: np.ndarray) -> list[list[float | None]]:
+    return [[_number(x) for x in row] for row in matrix]
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else round(float(value), 6)

@@ -1,0 +1,265 @@
+"""The sequence: score the untouched model, then begin, fit, end, score every task and save, task after task.
+
+A stage whose ``done`` file exists is never done again; a run that was stopped anywhere continues behind its last
+finished stage and ends with the same results.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import TrainingArguments
+
+from retain import config as configuration
+from retain import store
+from retain.config import RunConfig
+from retain.data import Stream, load_stream
+from retain.evaluate import evaluate
+from retain.heads import heads_of
+from retain.hf import fit, load_model, load_processor
+from retain.lora import adapter_parameters
+from retain.method import Method
+from retain.progress import StepBar, WorkBar
+from retain.results import headline, record, results
+from retain.task import Task, joined
+
+MODEL, METHOD = "state/model.safetensors", "state/method.safetensors"
+DEFAULTS: dict[str, Any] = {
+    "report_to": "none",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training and the scores after it; ``number`` is that of the last task learned, -1 for the untouched model."""
+
+    number: int
+    name: str
+    folder: Path
+    task: Task | None = None
+
+    @property
+    def work(self) -> float:
+        """Row passes of the training."""
+        return 0.0 if self.task is None else 3.0 * len(self.task.train)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """All that a run works with: the stream, the adapted model, the method beside it."""
+
+    config: RunConfig
+    stream: Stream
+    model: Any
+    method: Method
+
+    def stages(self) -> list[Stage]:
+        """The untouched model, then every training: one a task, or one of all tasks for a cumulative method."""
+        folder, tasks = Path(self.config.output), self.stream.tasks
+        trainings = list(enumerate(tasks))
+        if self.method.cumulative:
+            trainings = [(len(tasks) - 1, joined(tasks))]
+        stages = [Stage(i, t.name, folder / "tasks" / f"{i:02d}-{t.name}", t) for i, t in trainings]
+        return [Stage(-1, "the untouched model", folder / "base"), *stages]
+
+    def names(self) -> list[str]:
+        """The tasks by name."""
+        return [task.name for task in self.stream.tasks]
+
+    def write_adapter(self, folder: Path) -> None:
+        """Write the adapter in place as a stock LoRA."""
+        sizes = [0 if self.config.scenario == "domain" else len(labels) for labels in self.stream.labels]
+        first = [sum(sizes[:i]) for i in range(len(sizes))]
+        names = self.names()
+        store.write_adapter(
+            folder,
+            self.model,
+            dict(zip(names, self.stream.labels, strict=True)),
+            dict(zip(names, first, strict=True)),
+        )
+
+
+def prepare(config: RunConfig) -> Workshop:
+    """Load data, model and method of ``config``; nothing is written."""
+    path, kind, domain = config.model.path, config.model.kind, config.scenario == "domain"
+    processor = load_processor(path, kind)
+    stream = load_stream(config, processor)
+    model = load_model(
+        path,
+        kind,
+        [len(labels) for labels in (stream.labels[:1] if domain else stream.labels)],
+        config.lora,
+        own_heads=not domain,
+        dtype=config.model.dtype,
+        seed=config.seed,
+    )
+    if kind == "text":
+        model.config.pad_token_id = processor.pad_token_id
+    if torch.cuda.is_available():
+        model.to("cuda")
+    return Workshop(config, stream, model, configuration.make_method(config, model))
+
+
+def run(config: RunConfig, console: Console | None = None) -> dict[str, Any]:
+    """Run ``config`` from where it stands; returns what its ``results.json`` holds.
+
+    Raises:
+        StoreError: the output folder belongs to another configuration, or holds a damaged file.
+    """
+    console = console or Console()
+    claim(config)
+    shop = prepare(config)
+    stages = shop.stages()
+    left = [stage for stage in stages if not store.is_closed(stage.folder)]
+    finished = stages[: len(stages) - len(left)]
+    if left and finished and finished[-1].task is not None:
+        restore(shop, finished[-1].folder)
+    rows = sum(len(task.test) for task in shop.stream.tasks)
+    with WorkBar(console, sum(stage.work for stage in left) + rows * len(left)) as bar:
+        for stage in left:
+            _work(shop, stage, bar)
+            previous = stages[stages.index(stage) - 1]
+            shutil.rmtree(previous.folder / "state", ignore_errors=True)
+            console.print(headline(stage.name, _read(stages[: stages.index(stage) + 1])))
+    output = Path(config.output)
+    store.copy_folder(stages[-1].folder / "adapter", output / "adapter")
+    summary = results(config, shop.stream, _read(stages))
+    store.write_json(output / "results.json", summary)
+    return summary
+
+
+def claim(config: RunConfig) -> None:
+    """Take the output folder for ``config``, or see that it already has been.
+
+    Raises:
+        StoreError: the folder belongs to another configuration, or holds something that is no run.
+    """
+    folder, ours = Path(config.output), configuration.dump(config)
+    path = folder / "config.yaml"
+    if path.exists():
+        if difference := configuration.difference(path.read_text(), ours):
+            raise store.StoreError(
+                f"{folder} holds a run of another configuration: {difference}; choose another `output`"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise store.StoreError(f"{folder} is not empty and holds no run; choose another `output`")
+    else:
+        store.write(path, ours)
+
+
+def restore(shop: Workshop, folder: Path) -> None:
+    """Put model and method back to the end of the finished stage in ``folder``.
+
+    Raises:
+        StoreError: a file of the state is missing, damaged, or of another model.
+    """
+    store.verify(folder, MODEL, METHOD)
+    tensors, parameters = store.read_tensors(folder / MODEL), adapter_parameters(shop.model)
+    if tensors.keys() != parameters.keys():
+        raise store.StoreError(f"{folder / MODEL}: its parameters are not those of this model")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    shop.method.load_state_dict(store.read_tensors(folder / METHOD))
+
+
+def choose_trainable(shop: Workshop, number: int) -> None:
+    """With heads per task, only the current one trains, and other new layers only with the first task."""
+    heads, everything = heads_of(shop.model), shop.method.cumulative
+    if heads is None:
+        return
+    factors = {id(p) for site in shop.method.sites.values() for p in (site.A, site.B)}
+    for parameter in adapter_parameters(shop.model).values():
+        parameter.requires_grad_(id(parameter) in factors or number == 0 or everything)
+    heads.train_only(range(number + 1) if everything else [number])
+
+
+def _work(shop: Workshop, stage: Stage, bar: WorkBar) -> None:
+    """One stage from begin to done."""
+    clock, boundary = _Clock(), {}
+    if stage.task is not None:
+        choose_trainable(shop, stage.number)
+        bar.show(f"{stage.name}: training")
+        shop.method.begin_task(stage.task)
+        arguments = _arguments(shop.config, stage)
+        heads = shop.config.heads.learning_rate
+        fit(
+            shop.model,
+            stage.task,
+            shop.method,
+            arguments,
+            head_learning_rate=heads,
+            callbacks=[StepBar(bar, stage.work)],
+        )
+        clock.lap("train")
+        bar.show(f"{stage.name}: measuring what it needs")
+        shop.method.end_task(stage.task)
+        boundary = shop.method.boundary
+        clock.lap("boundary")
+    scores = _score(shop, stage, bar)
+    clock.lap("evaluate")
+    _save(shop, stage, scores | {"boundary": boundary, "seconds": clock.seconds})
+
+
+def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Any]:
+    seen, scores = range(stage.number + 1), {}
+    for task in shop.stream.tasks:
+        bar.show(f"{stage.name}: scoring {task.name}")
+        shop.method.activate(task.name)
+        scores[task.name] = evaluate(shop.model, task, seen=seen, batch_size=shop.config.evaluation.batch_size)
+        bar.advance(len(task.test))
+    shop.method.activate(None)
+    return record(stage.number, scores)
+
+
+def _save(shop: Workshop, stage: Stage, scores: dict[str, Any]) -> None:
+    if stage.task is not None:
+        shop.write_adapter(stage.folder / "adapter")
+        store.write_tensors(stage.folder / MODEL, adapter_parameters(shop.model))
+        store.write_tensors(stage.folder / METHOD, shop.method.state_dict())
+        scores["bytes"] = {"adapter": store.size(stage.folder / "adapter"), "state": store.size(stage.folder / METHOD)}
+        shutil.rmtree(stage.folder / "trainer", ignore_errors=True)
+    store.write_json(stage.folder / "scores.json", scores)
+    store.close(stage.folder)
+
+
+def _arguments(config: RunConfig, stage: Stage) -> TrainingArguments:
+    """The run's training arguments, the task's own on top; every task has its own seed, a function of the run's."""
+    own = configuration.training_of(config, stage.name)
+    seed = hash((config.seed, stage.number)) % 2**31
+    fixed = {
+        "output_dir": str(stage.folder / "trainer"),
+        "seed": seed,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+    }
+    return TrainingArguments(**DEFAULTS | own | fixed)
+
+
+def _read(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    for stage in stages:
+        store.verify(stage.folder, "scores.json")
+    return [store.read_json(stage.folder / "scores.json") for stage in stages]
+
+
+class _Clock:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name], self.last = round(now - self.last, 3), now

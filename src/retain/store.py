@@ -1,0 +1,218 @@
+"""What is on disk: atomic writes, tensors, and the stock adapter that leaves. Safetensors and JSON only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from retain.task import evaluating
+
+DONE = "done"
+
+
+class StoreError(ValueError):
+    """A file that is damaged, foreign or missing; the message has its path and the reason."""
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file atomically and durably: there is the old one or the whole new one, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, atomically, with the keys in the order given."""
+    write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        StoreError: missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: missing") from error
+    except (ValueError, OSError) as error:
+        raise StoreError(f"{path}: not readable as JSON ({error})") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a flat dict of tensors as safetensors, atomically."""
+    write(path, safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read safetensors.
+
+    Raises:
+        StoreError: missing or damaged.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: missing") from error
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{path}: not readable as safetensors ({error})") from error
+
+
+def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write a new folder beside ``path``, then put it in place of the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        fill(fresh)
+        fresh.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(fresh, path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def copy_folder(source: Path, path: Path) -> None:
+    """Put a copy of ``source`` in place of ``path``."""
+
+    def fill(fresh: Path) -> None:
+        shutil.copytree(source, fresh, dirs_exist_ok=True)
+
+    replace_folder(path, fill)
+
+
+def close(folder: Path) -> None:
+    """Declare a stage finished: ``done``, written last, names the hashes of all its files."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != DONE)
+    write_json(folder / DONE, {str(p.relative_to(folder)): _hash(p) for p in files})
+
+
+def is_closed(folder: Path) -> bool:
+    """Whether a stage was finished."""
+    return (folder / DONE).exists()
+
+
+def verify(folder: Path, *names: str) -> None:
+    """Check files of a finished stage against their hashes.
+
+    Raises:
+        StoreError: a file that is missing or not what the stage wrote.
+    """
+    hashes = read_json(folder / DONE)
+    for name in names:
+        path = folder / name
+        if not path.exists():
+            raise StoreError(f"{path}: missing, though its stage is finished")
+        if hashes.get(name) != _hash(path):
+            raise StoreError(f"{path}: damaged, its hash is not the one in {folder / DONE}")
+
+
+def size(path: Path) -> int:
+    """Bytes of all files under ``path``."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def write_adapter(folder: Path, model: Any, labels: Mapping[str, Sequence[str]], first: Mapping[str, int]) -> None:
+    """Write the adapter of ``model`` as a stock PEFT LoRA, with what its classifier's outputs mean.
+
+    Args:
+        folder: replaced as a whole.
+        model: a peft model with the coefficients to export in place.
+        labels: class names of every task, in the order of its outputs.
+        first: the output at which each task's classes begin.
+    """
+    tasks = {task: {"first_output": first[task], "labels": list(names)} for task, names in labels.items()}
+    config = model.peft_config[model.active_adapters[0]]
+    readme = _README.format(
+        base=config.base_model_name_or_path, kind=type(model.get_base_model()).__name__, outputs=model.config.num_labels
+    )
+
+    def fill(fresh: Path) -> None:
+        model.save_pretrained(str(fresh))
+        write_json(fresh / "labels.json", tasks)
+        write(fresh / "README.md", readme)
+
+    replace_folder(folder, fill)
+
+
+def check_adapter(folder: Path, model: Any, batch: Mapping[str, Tensor]) -> float:
+    """The largest logit difference between ``model`` and the stock adapter in ``folder``, loaded in a clean process.
+
+    That process knows transformers and peft and nothing of retain: what it computes on ``batch`` (without labels)
+        is what any
+    user of the adapter gets.
+
+    Raises:
+        StoreError: the adapter does not load.
+    """
+    base, device = model.get_base_model(), next(model.parameters()).device
+    with evaluating(model), torch.no_grad():
+        here = model(**{k: v.to(device) for k, v in batch.items()}).logits.float().cpu()
+    with tempfile.TemporaryDirectory() as temporary:
+        inputs, outputs = Path(temporary, "in.safetensors"), Path(temporary, "out.safetensors")
+        write_tensors(inputs, batch)
+        told = [
+            type(base).__name__,
+            base.config._name_or_path,
+            str(base.dtype).removeprefix("torch."),
+            str(here.shape[-1]),
+        ]
+        command = [sys.executable, "-c", _CLEAN, *told, str(folder), str(inputs), str(outputs)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise StoreError(f"{folder}: this adapter does not load with peft: {done.stderr.strip().splitlines()[-1]}")
+        return float((read_tensors(outputs)["logits"] - here).abs().max())
+
+
+_CLEAN = """
+import sys, torch, transformers, peft
+from safetensors.torch import load_file, save_file
+kind, base, dtype, labels, folder, inputs, outputs = sys.argv[1:]
+base = getattr(transformers, kind).from_pretrained(base, dtype=dtype, num_labels=int(labels),
+ignore_mismatched_sizes=True) model = peft.PeftModel.from_pretrained(base, folder).eval() with torch.no_grad():
+    save_file({"logits": model(**load_file(inputs)).logits.float().contiguous()}, outputs)
+"""
+
+_README = """---
+base_model: {base}
+library_name: peft
+---
+A LoRA adapter of `{base}`, trained on a sequence of tasks with retain. It needs nothing but peft:
+
+```python
+from peft import PeftModel
+from transformers import {kind}
+
+base = {kind}.from_pretrained("{base}", num_labels={outputs})
+model = PeftModel.from_pretrained(base, "this/folder")
+```
+
+`labels.json` says which of the {outputs} outputs belong to which task, and what they mean.
+"""
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
