@@ -8,6 +8,7 @@ from retain.methods.ewc_lora import EWCLoRA
 from retain.methods.joint import Joint
 from retain.methods.per_task import PerTask
 from retain.methods.sequential import Sequential
+from retain.store import export
 from retain.task import CrossEntropy, SquaredError, Task, joined
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "SquaredError",
     "Task",
     "attach",
+    "export",
     "joined",
     "sites",
 ]

@@ -45,6 +45,11 @@ class Method:
         self.learned: dict[str, Tensor] = {}
         self.boundary: dict[str, float] = {}
 
+    @property
+    def grows(self) -> bool:
+        """Whether every task adds to the bytes of ``state_dict``, beyond a number or two."""
+        return False
+
     def begin_task(self, task: Task) -> None:
         """Choose what trains and where it starts. Call before the optimizer is built."""
 

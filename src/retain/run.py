@@ -79,15 +79,11 @@ class Workshop:
 
     def write_adapter(self, folder: Path) -> None:
         """Write the adapter in place as a stock LoRA."""
-        sizes = [0 if self.config.scenario == "domain" else len(labels) for labels in self.stream.labels]
-        first = [sum(sizes[:i]) for i in range(len(sizes))]
-        names = self.names()
-        store.write_adapter(
-            folder,
-            self.model,
-            dict(zip(names, self.stream.labels, strict=True)),
-            dict(zip(names, first, strict=True)),
-        )
+        labels, first = {}, 0
+        for task, names in zip(self.names(), self.stream.labels, strict=True):
+            labels[task] = {"first_output": first, "labels": names}
+            first += 0 if self.config.scenario == "domain" else len(names)
+        store.write_adapter(folder, self.model, labels)
 
 
 def prepare(config: RunConfig) -> Workshop:
@@ -125,6 +121,8 @@ def run(config: RunConfig, console: Console | None = None) -> dict[str, Any]:
     finished = stages[: len(stages) - len(left)]
     if left and finished and finished[-1].task is not None:
         restore(shop, finished[-1].folder)
+    if shop.method.grows:
+        console.print(f"[yellow]{config.method['name']} keeps more with every task[/] (docs/methods.md says how much)")
     rows = sum(len(task.test) for task in shop.stream.tasks)
     with WorkBar(console, sum(stage.work for stage in left) + rows * len(left)) as bar:
         for stage in left:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,25 +134,36 @@ def size(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
-def write_adapter(folder: Path, model: Any, labels: Mapping[str, Sequence[str]], first: Mapping[str, int]) -> None:
-    """Write the adapter of ``model`` as a stock PEFT LoRA, with what its classifier's outputs mean.
+def export(model: Any, folder: str | Path, batch: Mapping[str, Tensor] | None = None) -> float | None:
+    """Write the adapter of ``model`` as a stock PEFT LoRA, the past baked in: ``PeftModel.from_pretrained`` loads it.
 
     Args:
-        folder: replaced as a whole.
         model: a peft model with the coefficients to export in place.
-        labels: class names of every task, in the order of its outputs.
-        first: the output at which each task's classes begin.
+        folder: replaced as a whole.
+        batch: inputs on which to compare the model with the file, loaded in a clean process (see ``check_adapter``).
+
+    Returns:
+        The largest logit difference on ``batch``, if one was given.
     """
-    tasks = {task: {"first_output": first[task], "labels": list(names)} for task, names in labels.items()}
-    config = model.peft_config[model.active_adapters[0]]
+    write_adapter(Path(folder), model, {})
+    return None if batch is None else check_adapter(Path(folder), model, batch)
+
+
+def write_adapter(folder: Path, model: Any, labels: Mapping[str, Any]) -> None:
+    """Write the adapter of ``model`` as a stock PEFT LoRA, with ``labels`` saying what its outputs mean."""
+    config, base = model.peft_config[model.active_adapters[0]], model.get_base_model()
     readme = _README.format(
-        base=config.base_model_name_or_path, kind=type(model.get_base_model()).__name__, outputs=model.config.num_labels
+        base=config.base_model_name_or_path,
+        kind=type(base).__name__,
+        outputs=f", num_labels={base.config.num_labels}" if labels else "",
+        labels="\n`labels.json` says which outputs belong to which task, and what they mean.\n" if labels else "",
     )
 
     def fill(fresh: Path) -> None:
         model.save_pretrained(str(fresh))
-        write_json(fresh / "labels.json", tasks)
         write(fresh / "README.md", readme)
+        if labels:
+            write_json(fresh / "labels.json", labels)
 
     replace_folder(folder, fill)
 
@@ -160,9 +171,8 @@ def write_adapter(folder: Path, model: Any, labels: Mapping[str, Sequence[str]],
 def check_adapter(folder: Path, model: Any, batch: Mapping[str, Tensor]) -> float:
     """The largest logit difference between ``model`` and the stock adapter in ``folder``, loaded in a clean process.
 
-    That process knows transformers and peft and nothing of retain: what it computes on ``batch`` (without labels)
-        is what any
-    user of the adapter gets.
+    That process knows transformers and peft and nothing of retain: what it computes on ``batch`` (without labels) is
+    what any user of the adapter gets.
 
     Raises:
         StoreError: the adapter does not load.
@@ -177,7 +187,7 @@ def check_adapter(folder: Path, model: Any, batch: Mapping[str, Tensor]) -> floa
             type(base).__name__,
             base.config._name_or_path,
             str(base.dtype).removeprefix("torch."),
-            str(here.shape[-1]),
+            str(here.shape[-1]) if here.dim() == 2 else "",
         ]
         command = [sys.executable, "-c", _CLEAN, *told, str(folder), str(inputs), str(outputs)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -190,8 +200,10 @@ _CLEAN = """
 import sys, torch, transformers, peft
 from safetensors.torch import load_file, save_file
 kind, base, dtype, labels, folder, inputs, outputs = sys.argv[1:]
-base = getattr(transformers, kind).from_pretrained(base, dtype=dtype, num_labels=int(labels),
-ignore_mismatched_sizes=True) model = peft.PeftModel.from_pretrained(base, folder).eval() with torch.no_grad():
+options = {"ignore_mismatched_sizes": True} | ({"num_labels": int(labels)} if labels else {})
+base = getattr(transformers, kind).from_pretrained(base, dtype=dtype, **options)
+model = peft.PeftModel.from_pretrained(base, folder).eval()
+with torch.no_grad():
     save_file({"logits": model(**load_file(inputs)).logits.float().contiguous()}, outputs)
 """
 
@@ -205,12 +217,10 @@ A LoRA adapter of `{base}`, trained on a sequence of tasks with retain. It needs
 from peft import PeftModel
 from transformers import {kind}
 
-base = {kind}.from_pretrained("{base}", num_labels={outputs})
+base = {kind}.from_pretrained("{base}"{outputs})
 model = PeftModel.from_pretrained(base, "this/folder")
 ```
-
-`labels.json` says which of the {outputs} outputs belong to which task, and what they mean.
-"""
+{labels}"""
 
 
 def _hash(path: Path) -> str:

@@ -74,6 +74,10 @@ class EWCLoRA(Method):
         self.shared: dict[str, dict[str, Tensor]] = {}
         self._trained: set[str] = set()
 
+    @property
+    def grows(self) -> bool:
+        return self.mode == "merge" and self.rank is None and self.accumulate == "products"
+
     def begin_task(self, task: Task) -> None:
         bare = self._trained & self._outside().keys() - self.shared.keys()
         if bare:
@@ -86,7 +90,7 @@ class EWCLoRA(Method):
             quadratic(site.B, site.A, self.fisher[name], site.scale, self._anchor(name))
             for name, site in self.sites.items()
         ]
-        for name, kept in self.shared.items():
+        for name, kept in sorted(self.shared.items()):
             parameter = self.model.get_parameter(name)
             springs.append(0.5 * (kept["fisher"] * (parameter - kept["anchor"]).square()).sum())
         return self.strength * torch.stack(springs).sum()

@@ -25,6 +25,10 @@ class PerTask(Method):
         super().__init__(model, seed=seed)
         self.adapters: dict[str, dict[str, dict[str, Tensor]]] = {}
 
+    @property
+    def grows(self) -> bool:
+        return True
+
     def begin_task(self, task: Task) -> None:
         if self.adapters:
             generator = self.generator()

@@ -23,6 +23,10 @@ class Sequential(Method):
         super().__init__(model, seed=seed)
         self.mode, self.rank = check_mode(mode, rank), rank
 
+    @property
+    def grows(self) -> bool:
+        return self.mode == "merge" and self.rank is None
+
     def end_task(self, task: Task) -> None:
         if self.mode == "merge":
             self.fold(self.rank)
