@@ -23,9 +23,8 @@ class Method:
     """Sits beside a user's optimizer, as an optimizer sits beside a model: it never owns backward, step or zero_grad.
 
     Boundaries: ``begin_task`` before the optimizer is built, ``end_task`` after training. Steps: ``extra_loss``
-        once per optimizer
-    step, ``before_step`` and ``after_step`` around it (see ``attach``). Every hook does nothing by default:
-    sequential LoRA.
+    once per optimizer step, ``before_step`` and ``after_step`` around it (see ``attach``). Every hook does nothing by
+    default: sequential LoRA.
 
     Attributes:
         STATE: names of the attributes kept from task to task: (nested) dicts of tensors.

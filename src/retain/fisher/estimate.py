@@ -33,9 +33,8 @@ def weight_fisher(model: nn.Module, modules: Mapping[str, nn.Module], task: Task
         modules: what to measure, by name: linear maps from the first argument's last dimension.
         task: its ``train`` rows are read in their own order, and its ``loss`` says what p(y | x) is.
         **options: ``labels`` "sample" (y from the model, one a target: unbiased), "exact" (all classes), "data"
-        (the empirical
-            Fisher), "predicted" (arg max); ``samples`` rows, a seeded subset (None: all); ``batch_size``, on which
-            nothing depends but speed and memory; ``seed`` of subset and labels.
+            (the empirical Fisher), "predicted" (arg max); ``samples`` rows, a seeded subset (None: all);
+            ``batch_size``, on which nothing depends but speed and memory; ``seed`` of subset and labels.
 
     Raises:
         RuntimeError: the Fisher is zero everywhere, so a penalty on it would protect nothing.

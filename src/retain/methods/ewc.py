@@ -22,8 +22,7 @@ class EWC(Method):
     """Springs to earlier weights: strength/2 sum_i sum_j F_ij (theta_j - theta*_ij)^2 over the finished tasks i.
 
     The sum over tasks is kept exactly in constant storage: S = sum F_i, the mean m = sum F_i theta*_i / S, and the
-        constant that
-    remains, since sum F_i (theta - theta*_i)^2 = S (theta - m)^2 + const.
+    constant that remains, since sum F_i (theta - theta*_i)^2 = S (theta - m)^2 + const.
 
     Args:
         model: a peft model, or any module (see ``parameters``).
