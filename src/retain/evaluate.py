@@ -40,6 +40,10 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
         task: its loss says which classes compete; its ``groups`` which task owns each class.
         seen: numbers of the tasks learned so far, whose classes compete when the task is unknown.
         batch_size: rows at a time.
+
+    Raises:
+        ValueError: no test rows.
+        FloatingPointError: a loss that is not finite.
     """
     device = next(model.parameters()).device
     groups: Tensor | None = getattr(task.loss, "groups", None)
@@ -61,6 +65,8 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
     loss = whole["loss"]
     if loss is None:
         raise ValueError(f"task {task.name!r} has no test rows")
+    if not loss.isfinite().all():
+        raise FloatingPointError(f"the loss on the test rows of task {task.name!r} is not finite: training diverged")
     return Score(len(loss), float(loss.mean()), whole["correct"], whole["unknown"], whole["found"])
 
 

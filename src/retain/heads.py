@@ -23,24 +23,27 @@ class Heads(nn.Module):
         kind: dict[str, Any] = {"device": like.weight.device, "dtype": like.weight.dtype}
         rows = [torch.randn(size, like.in_features, generator=generator).mul_(std).to(**kind) for size in sizes]
         self.weights = nn.ParameterList([nn.Parameter(r) for r in rows])
-        self.biases = nn.ParameterList([nn.Parameter(torch.zeros(size, **kind)) for size in sizes])
+        biased = [] if like.bias is None else sizes
+        self.biases = nn.ParameterList([nn.Parameter(torch.zeros(size, **kind)) for size in biased])
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.linear(features, torch.cat(list(self.weights)), torch.cat(list(self.biases)))
+        bias = torch.cat(list(self.biases)) if len(self.biases) else None
+        return F.linear(features, torch.cat(list(self.weights)), bias)
 
     def train_only(self, tasks: Sequence[int]) -> None:
         """Freeze the rows of all tasks but ``tasks``."""
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            weight.requires_grad_(i in tasks)
-            bias.requires_grad_(i in tasks)
+        for blocks in (self.weights, self.biases):
+            for i, block in enumerate(blocks):
+                block.requires_grad_(i in tasks)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """One stock ``weight`` and ``bias``, as ``nn.Linear`` would give."""
+        """One stock ``weight`` and ``bias`` (if there is one), as ``nn.Linear`` would give."""
         destination, prefix = kwargs.get("destination"), kwargs.get("prefix", "")
         destination = {} if destination is None else destination
         for name, blocks in (("weight", self.weights), ("bias", self.biases)):
-            joined = torch.cat(list(blocks))
-            destination[prefix + name] = joined if kwargs.get("keep_vars") else joined.detach()
+            if len(blocks):
+                joined = torch.cat(list(blocks))
+                destination[prefix + name] = joined if kwargs.get("keep_vars") else joined.detach()
         return destination
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
@@ -60,19 +63,28 @@ def install_heads(model: Any, sizes: Sequence[int], seed: int) -> str:
     Raises:
         ValueError: no final linear classifier.
     """
-    total = sum(sizes)
+    name = final_classifier(model, sum(sizes))
+    generator = torch.Generator().manual_seed(seed)
+    std = getattr(model.config, "initializer_range", 0.02)
+    model.set_submodule(name, Heads(model.get_submodule(name), sizes, generator, std))
+    return name
+
+
+def final_classifier(model: Any, outputs: int) -> str:
+    """The name of the last linear layer with so many ``outputs`` behind the backbone of a Hugging Face model.
+
+    Raises:
+        ValueError: there is none.
+    """
     names = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        and module.out_features == total
+        and module.out_features == outputs
         and not name.startswith(f"{model.base_model_prefix}.")
     ]
     if not names:
-        raise ValueError(f"{type(model).__name__} has no linear classifier with {total} outputs after its backbone")
-    generator = torch.Generator().manual_seed(seed)
-    std = getattr(model.config, "initializer_range", 0.02)
-    model.set_submodule(names[-1], Heads(model.get_submodule(names[-1]), sizes, generator, std))
+        raise ValueError(f"{type(model).__name__} has no linear classifier with {outputs} outputs after its backbone")
     return names[-1]
 
 

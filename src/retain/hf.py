@@ -10,11 +10,11 @@ import torch
 import transformers
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from retain.heads import install_heads
+from retain.heads import final_classifier, install_heads
 from retain.lora import add_lora
 from retain.method import Method, attach
 from retain.task import Task, aligned
@@ -71,7 +71,7 @@ def load_model(
 ) -> Any:
     """A classification model with LoRA and, with ``own_heads``, one block of head rows for each entry of ``sizes``.
 
-    Layers that the checkpoint does not hold (the head, its hidden layer) are saved with the adapter.
+    The final classifier and layers that the checkpoint does not hold (its hidden layer) are saved with the adapter.
     """
     transformers.set_seed(seed)
     base, report = _found(
@@ -83,10 +83,9 @@ def load_model(
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    fresh = {key.rpartition(".")[0] for key in report["missing_keys"]}
-    if own_heads:
-        fresh.add(install_heads(base, sizes, seed))
-    lora = {**lora, "modules_to_save": sorted(fresh | set(lora.get("modules_to_save") or ()))}
+    trained = {key.rpartition(".")[0] for key in report["missing_keys"]}
+    trained.add(install_heads(base, sizes, seed) if own_heads else final_classifier(base, sum(sizes)))
+    lora = {**lora, "modules_to_save": sorted(trained | set(lora.get("modules_to_save") or ()))}
     return add_lora(base, **lora)
 
 

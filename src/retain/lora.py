@@ -250,7 +250,7 @@ class PastLinear(LoraLinear):
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
-        if not self.past_merged:
+        if len(self.past_A) and not self.past_merged:
             self._shift_base(1)
 
     def unmerge(self) -> None:
@@ -273,7 +273,7 @@ class PastLinear(LoraLinear):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Split baked factors of a higher rank into the present, which comes first, and the past."""
         key_A, key_B = (f"{prefix}lora_{x}.{self.past_adapter}.weight" for x in "AB")
-        rank = self.r[self.past_adapter]
+        rank = self.r.get(self.past_adapter, 0)
         if key_A in state_dict and key_B in state_dict and len(state_dict[key_A]) > rank:
             A, B = state_dict[key_A], state_dict[key_B]
             self.past_A, self.past_B = A[rank:].to(self.past_A, copy=True), B[:, rank:].to(self.past_B, copy=True)

@@ -1,0 +1,212 @@
+"""What every method obeys, whatever it does: each law over each entry of METHODS."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from transformers import TrainingArguments
+
+from models import fit, texts, tiny_bert
+from retain import EWC, METHODS, EWCLoRA, Method, Sequential, Task
+from retain.hf import fit as fit_with_trainer
+from retain.lora import adapter_parameters, load_adapter
+from retain.task import default_collate, forward
+
+Make = Callable[..., Method]
+VARIANTS: dict[str, Make] = {
+    **METHODS,
+    "sequential, merged": lambda model, **k: Sequential(model, mode="merge", **k),
+    "ewc, online": lambda model, **k: EWC(model, decay=0.9, **k),
+    "ewc-lora, merged": lambda model, **k: EWCLoRA(model, mode="merge", **k),
+    "ewc-lora, merged and capped": lambda model, **k: EWCLoRA(model, mode="merge", rank=4, **k),
+}
+every_method = pytest.mark.parametrize("make", VARIANTS.values(), ids=VARIANTS)
+A, B, C = (texts(name, seed=seed) for seed, name in enumerate("abc"))
+
+
+def steady_bert() -> Any:
+    """``tiny_bert`` without dropout: training draws nothing from the global generator."""
+    model = tiny_bert()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def learned(make: Make, *tasks: Task) -> Method:
+    """A method on a fresh tiny model that has been through ``tasks`` in an own loop."""
+    method = make(steady_bert(), seed=0)
+    for task in tasks:
+        fit(method, task)
+    return method
+
+
+def parameters(method: Method) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in adapter_parameters(method.model).items()}
+
+
+def outputs(method: Method, task: Task = A) -> Tensor:
+    method.model.eval()
+    with torch.no_grad():
+        return torch.cat([forward(method.model, batch)[0] for batch in task.train])
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 0.0) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(
+            one[name], other[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@every_method
+def test_the_same_seed_gives_the_same_weights_whatever_the_global_generator_does(make: Make) -> None:
+    one = learned(make, A, B)
+    torch.manual_seed(1)
+    same(parameters(one), parameters(learned(make, A, B)))
+
+
+@every_method
+def test_what_was_saved_after_a_task_continues_like_what_never_stopped(make: Make) -> None:
+    first, second = learned(make, A), make(steady_bert(), seed=0)
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(second.model).items():
+            parameter.copy_(adapter_parameters(first.model)[name])
+    second.load_state_dict(load(save(first.state_dict())))
+    for method in (first, second):
+        fit(method, B)
+    same(parameters(first), parameters(second))
+    same(first.state_dict(), second.state_dict())
+
+
+@every_method
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_own_loop_and_trainer_give_the_same_weights(make: Make, accumulation: int, tmp_path: Any) -> None:
+    own, other = (make(steady_bert(), seed=0) for _ in range(2))
+    for number, task in enumerate([texts("a", (4, 4, 4), 0), texts("b", (4, 4, 4), 1)]):
+        fit(own, task, learning_rate=1e-3)
+        rows = [{k: v[i] for k, v in batch.items()} for batch in task.train for i in range(4)]
+        other.begin_task(task)
+        arguments = TrainingArguments(
+            str(tmp_path / str(number)),
+            use_cpu=True,
+            per_device_train_batch_size=4 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            num_train_epochs=1,
+            learning_rate=1e-3,
+            weight_decay=0.01,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            train_sampling_strategy="sequential",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
+        fit_with_trainer(other.model, Task(task.name, rows, collate=default_collate), other, arguments)
+        other.end_task(task)
+    same(parameters(own), parameters(other), 1e-5)
+
+
+@every_method
+def test_a_boundary_keeps_the_function(make: Make) -> None:
+    if make is VARIANTS["ewc-lora, merged and capped"]:
+        pytest.skip("a capped past is cut, by an error that it reports (tests/methods/test_ewc_lora.py)")
+    method = learned(make, A)
+    method.begin_task(B)
+    before = outputs(method)
+    method.end_task(B)
+    torch.testing.assert_close(outputs(method), before, rtol=0, atol=1e-5)
+
+
+@every_method
+def test_a_boundary_leaves_no_tracks(make: Make) -> None:
+    method = learned(make, A)
+    model = method.model
+    method.begin_task(B)
+    model.train()
+    model.base_model.model.bert.encoder.layer[0].eval()
+    before, generator = _tracks(model), torch.get_rng_state()
+    method.end_task(B)
+    assert _tracks(model) == before
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def _tracks(model: torch.nn.Module) -> dict[str, Any]:
+    return {
+        "modes": [m.training for m in model.modules()],
+        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()],
+        "trainable": [p.requires_grad for p in model.parameters()],
+        "gradients": [p.grad is None for p in model.parameters()],
+    }
+
+
+@every_method
+def test_the_base_model_stays_as_it_was(make: Make) -> None:
+    fresh = steady_bert()
+    method = learned(make, A, B)
+    owned = adapter_parameters(fresh).keys()
+    same(
+        {n: p.detach() for n, p in fresh.named_parameters() if n not in owned},
+        {n: p.detach() for n, p in method.model.named_parameters() if n not in owned},
+    )
+
+
+@every_method
+def test_training_moves_the_adapter(make: Make) -> None:
+    method = make(steady_bert(), seed=0)
+    before = parameters(method)
+    fit(method, A)
+    after = parameters(method)
+    folded = {name: site.delta() for name, site in method.sites.items()}
+    assert any(not torch.equal(before[n], after[n]) for n in before) and all(d.abs().max() > 0 for d in folded.values())
+
+
+@every_method
+def test_what_leaves_is_a_stock_adapter(make: Make, tmp_path: Any) -> None:
+    method = learned(make, A, B)
+    method.model.save_pretrained(tmp_path)
+    base = steady_bert().unload()
+    stock = load_adapter(base, tmp_path).eval()
+    with torch.no_grad():
+        there = torch.cat([forward(stock, batch)[0] for batch in A.train])
+    torch.testing.assert_close(there, outputs(method), rtol=0, atol=1e-5)
+
+
+@every_method
+def test_bytes_do_not_grow_with_tasks_unless_it_is_said(make: Make) -> None:
+    method = learned(make, A, B)
+    two = _bytes(method)
+    fit(method, C)
+    growth = _bytes(method) - two
+    assert growth > 1000 if method.grows else growth <= 8  # 8: the number of the task
+
+
+def _bytes(method: Method) -> int:
+    return sum(t.numel() * t.element_size() for t in method.state_dict().values())
+
+
+@every_method
+def test_activating_a_task_and_the_latest_again_changes_nothing(make: Make) -> None:
+    method = learned(make, A, B)
+    before = outputs(method)
+    method.activate("a")
+    method.activate(None)
+    torch.testing.assert_close(outputs(method), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_hyper_parameters_are_keywords_with_defaults_that_the_docstring_explains(name: str) -> None:
+    signature = inspect.signature(METHODS[name])
+    model, *keywords = signature.parameters.values()
+    assert model.name == "model"
+    documented = METHODS[name].__doc__ or ""
+    for keyword in keywords:
+        assert keyword.kind is keyword.KEYWORD_ONLY and keyword.default is not keyword.empty, keyword
+        assert keyword.name in documented, keyword
