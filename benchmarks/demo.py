@@ -2,7 +2,7 @@
 
     python benchmarks/demo.py --seeds 0 1 2
 
-Writes benchmarks/results/demo.json and prints its table; run again to continue.
+Writes benchmarks/results/demo.json and docs/demo.png, and prints the README's table; run again to continue.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from rich.console import Console
@@ -22,7 +23,9 @@ from retain import store
 from retain.commands.demo import demo
 
 KEYS = ("average_accuracy", "learning_accuracy", "forgetting")
-RESULTS = Path(__file__).parent / "results" / "demo.json"
+HERE = Path(__file__).parent
+RESULTS, FIGURE = HERE / "results" / "demo.json", HERE.parent / "docs" / "demo.png"
+COLOURS = {"sequential": "#c44e52", "ewc-lora": "#2a6f97"}
 
 
 def main() -> None:
@@ -40,9 +43,11 @@ def main() -> None:
         "command": f"python benchmarks/demo.py --seeds {' '.join(map(str, options.seeds))}",
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
         "versions": {name: version(name) for name in ("retain", "torch", "transformers", "peft")},
+        "tasks": runs["sequential"][0]["tasks"],
         "methods": {method: summarise(results) for method, results in runs.items()},
     }
     store.write_json(RESULTS, summary)
+    draw(summary["tasks"], summary["methods"])
     show(summary["methods"])
 
 
@@ -71,6 +76,25 @@ def show(methods: dict[str, Any]) -> None:
             method, *cells, f"{found['bytes']['adapter']:,}", f"{found['bytes']['state']:,}", f"{seconds:.0f}"
         )
     Console(width=140).print(table)
+
+
+def draw(tasks: list[str], methods: dict[str, Any]) -> None:
+    """Each task's accuracy from the moment it was learned; lines are means over seeds, bands their range."""
+    figure, panels = plt.subplots(1, len(tasks) - 1, figsize=(10, 3.2), sharey=True, layout="constrained")
+    for i, panel in enumerate(panels):
+        steps = np.arange(i + 1, len(tasks) + 1)
+        for method, colour in COLOURS.items():
+            values = np.array(methods[method]["matrices"], dtype=float)[:, i + 1 :, i]
+            panel.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+            panel.plot(steps, values.mean(0), "o-", color=colour, label=method, markersize=4)
+        joint = np.array(methods["joint"]["matrices"], dtype=float)[:, -1, i].mean()
+        panel.axhline(joint, color="#888888", linestyle=":", label="joint (keeps all data)")
+        panel.set_title(f"test accuracy on {tasks[i]}", fontsize=10)
+        panel.set_xticks(np.arange(1, len(tasks) + 1), tasks, rotation=25, fontsize=8)
+        panel.set_xlabel("after learning", fontsize=9)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, fontsize=8, loc="lower left")
+    figure.savefig(FIGURE, dpi=150)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ MODES: dict[str, dict[str, Any]] = {
     "shared": {"name": "ewc-lora", "mode": "shared"},
     "merge, past capped at rank 8": {"name": "ewc-lora", "mode": "merge", "rank": 8},
 }
-STRENGTHS = {"sequential": [0.0], "shared": [1e1, 1e2, 1e3, 1e4], "merge, past capped at rank 8": [1e2, 1e3, 1e4]}
+STRENGTHS = {"sequential": [0.0], "shared": [1e1, 1e2, 1e3, 1e4, 1e5, 1e6], "merge, past capped at rank 8": [1e4, 1e5]}
 KEYS = ("average_accuracy", "learning_accuracy", "forgetting")
 RESULTS = Path(__file__).parent / "results" / "strength.json"
 

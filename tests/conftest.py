@@ -25,9 +25,78 @@ import torch  # noqa: E402
 # Most tensors here are tiny, where threads only cost; and sums come out alike whatever the number of cores.
 torch.set_num_threads(1)
 
+LEARNS_FAST = 0.1  # spread of a backbone's weights: with the usual 0.02 all rows look alike to it
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a two-layer text backbone, dropout 0.1, and a tokenizer of the words of ``streams``."""
+    from models import bare_bert
+    from streams import word_tokenizer
+
+    folder = str(tmp_path_factory.mktemp("bert"))
+    tokenizer = word_tokenizer()
+    bare_bert(vocab_size=len(tokenizer), initializer_range=LEARNS_FAST).base_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a two-layer image backbone of 8 by 8 pixels, and its image processor."""
+    from transformers import ViTImageProcessor
+
+    from models import bare_vit
+
+    folder = str(tmp_path_factory.mktemp("vit"))
+    bare_vit(initializer_range=LEARNS_FAST).base_model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def fast_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without what takes most of the time of tiny ones: 1000 bootstrap replicates, emptying device caches."""
+    from functools import partial
+
+    import accelerate
+
+    from retain import scores
+
+    monkeypatch.setattr(scores, "bootstrap", partial(scores.bootstrap, replicates=20))
+    monkeypatch.setattr(accelerate.utils.memory, "clear_device_cache", lambda **_: None)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The script of the clean process that checks an adapter runs in this one, a lot faster; returns its commands."""
+    import runpy
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    from retain import store
+
+    commands = []
+
+    def simulate(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        commands.append(command)
+        script, complaint = Path(command[-1]).with_suffix(".py"), ""
+        script.write_text(command[2])
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["-c", *command[3:]])
+            try:
+                runpy.run_path(str(script))
+            except Exception as error:
+                complaint = f"Traceback\n  ...\n{type(error).__name__}: {error}\n"
+        return subprocess.CompletedProcess(command, int(bool(complaint)), "", complaint)
+
+    monkeypatch.setattr(store.subprocess, "run", simulate)
+    return commands

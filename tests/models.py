@@ -164,7 +164,13 @@ def images(name: str = "images", sizes: Sequence[int] = (4, 4, 3), seed: int = 0
 
 
 def fit(method: Method, task: Task, learning_rate: float = 0.02, epochs: int = 1) -> None:
-    """``method`` from boundary to boundary beside AdamW in a plain loop over the batches of ``task``."""
+    """``method`` from boundary to boundary."""
+    train(method, task, learning_rate, epochs)
+    method.end_task(task)
+
+
+def train(method: Method, task: Task, learning_rate: float = 0.02, epochs: int = 1) -> None:
+    """``method`` up to the end of ``task``, beside AdamW in a plain loop over its batches."""
     method.begin_task(task)
     optimizer = torch.optim.AdamW(method.param_groups(), lr=learning_rate)
     handles = attach(optimizer, method)
@@ -176,7 +182,6 @@ def fit(method: Method, task: Task, learning_rate: float = 0.02, epochs: int = 1
         optimizer.zero_grad()
     for handle in handles:
         handle.remove()
-    method.end_task(task)
 
 
 def _ragged(n: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
@@ -57,7 +59,8 @@ def run(
     settings = load(config, overrides or ())
     results = command(settings, console)
     print_scores(console, results)
-    console.print(f"adapter: {Path(settings.output, 'adapter')}   results: {Path(settings.output, 'results.json')}")
+    output = Path(settings.output)
+    console.print(f"adapter: {output / 'adapter'}   results: {output / 'results.json'}", soft_wrap=True)
 
 
 @app.command()
@@ -92,8 +95,9 @@ def methods() -> None:
 
 def main() -> None:
     """Run the command line; what a user can mend is one line on the error stream, not a traceback."""
+    warnings.simplefilter("ignore", FutureWarning)  # of transformers and peft, to whoever builds on them
     try:
         app()
     except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)

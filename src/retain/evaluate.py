@@ -45,6 +45,8 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
         ValueError: no test rows.
         FloatingPointError: a loss that is not finite.
     """
+    if task.test is None or not len(task.test):
+        raise ValueError(f"task {task.name!r} has no test rows")
     device = next(model.parameters()).device
     groups: Tensor | None = getattr(task.loss, "groups", None)
     parts: dict[str, list[Tensor]] = {"loss": [], "correct": [], "unknown": [], "found": []}
@@ -62,11 +64,12 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
                         (groups.to(device)[winner] == groups.to(device)[targets]).cpu() & (winner >= 0).cpu()
                     )
     whole = {name: torch.cat(tensors) if tensors else None for name, tensors in parts.items()}
-    loss = whole["loss"]
-    if loss is None:
-        raise ValueError(f"task {task.name!r} has no test rows")
+    loss = torch.cat(parts["loss"])
     if not loss.isfinite().all():
-        raise FloatingPointError(f"the loss on the test rows of task {task.name!r} is not finite: training diverged")
+        raise FloatingPointError(
+            f"the loss on the test rows of task {task.name!r} is not finite: lower training.learning_rate, or "
+            "use a wider dtype"
+        )
     return Score(len(loss), float(loss.mean()), whole["correct"], whole["unknown"], whole["found"])
 
 

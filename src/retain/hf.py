@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import transformers
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -121,8 +124,16 @@ def fit(
         optimizers=(cls(groups, **options), None),
         callbacks=[ContinualCallback(method), *callbacks],
     )
-    folder = arguments.output_dir
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(Path(arguments.output_dir)))
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that was written to its end: Trainer's own state is the last of its files."""
+    for unfinished in folder.glob("checkpoint-*"):
+        if not (unfinished / TRAINER_STATE_NAME).exists():
+            shutil.rmtree(unfinished)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
 def _loss_of(model: nn.Module, task: Task) -> Callable[..., Tensor]:
@@ -131,7 +142,7 @@ def _loss_of(model: nn.Module, task: Task) -> Callable[..., Tensor]:
         total = task.loss.nll(logits, targets).sum()
         if not torch.isfinite(total):
             raise FloatingPointError(
-                f"the loss on task {task.name!r} is {float(total)}: lower training.learning_rate, or "
+                f"the loss on task {task.name!r} is {total.item()}: lower training.learning_rate, or "
                 "train in a wider dtype"
             )
         return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
@@ -140,13 +151,23 @@ def _loss_of(model: nn.Module, task: Task) -> Callable[..., Tensor]:
 
 
 def _found(path: str, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        return load(*args, **kwargs)
-    except OSError as error:
-        raise ValueError(
-            f"no model at {path!r}, neither as a folder nor on the hub: {str(error).splitlines()[0]}"
-        ) from error
+        with _silence():
+            return load(*args, **kwargs)
+    except (OSError, ValueError, ImportError) as error:
+        where = "" if Path(path).is_dir() else ", neither as a folder nor on the hub"
+        raise ValueError(f"no model at {path!r}{where}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The block shows no bar and no report: that a classifier is new is what continual learning is about."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -54,9 +54,18 @@ class Method:
 
     def param_groups(self) -> list[dict[str, Any]]:
         """What to optimise: the adapter's factors, then everything else that is trainable (heads)."""
-        factors = {id(p): p for s in self.sites.values() for p in (s.B, s.A) if p.requires_grad}
-        rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in factors]
-        return [{"params": group} for group in (list(factors.values()), rest) if group]
+        factors = [p for s in self.sites.values() for p in (s.B, s.A) if p.requires_grad]
+        return [{"params": group} for group in (factors, list(self.beside().values())) if group]
+
+    def beside(self) -> dict[str, nn.Parameter]:
+        """What trains beside the adapter's factors, by name: heads, and whatever else the user left trainable."""
+        factors = {id(p) for s in self.sites.values() for p in (s.B, s.A)}
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in factors}
+
+    def linear_beside(self) -> dict[str, nn.Parameter]:
+        """Of these, what belongs to linear layers, such as a head that all tasks share (one head a task is none)."""
+        owner = self.model.get_submodule
+        return {n: p for n, p in self.beside().items() if type(owner(n.rpartition(".")[0])) is nn.Linear}
 
     def extra_loss(self) -> Tensor | float:
         """What to add to the loss, once per optimizer step, in nats per example."""
@@ -70,7 +79,7 @@ class Method:
 
     def end_task(self, task: Task) -> None:
         """Measure, consolidate, remember. The function that was trained stays what it is."""
-        self.learned[task.name] = torch.tensor(len(self.learned))
+        self.learned[task.name] = torch.tensor(1 + max((int(n) for n in self.learned.values()), default=-1))
 
     def activate(self, task: str | None) -> None:
         """Use the coefficients of ``task`` for inference, where a method keeps some; None: the latest."""
@@ -122,6 +131,9 @@ class Method:
                 _nest(kept[root], path, tensor.to(device, copy=True))
             else:
                 raise ValueError(f"state entry {key!r} does not belong to {type(self).__name__} on this model")
+        for attribute, value in kept.items():
+            if missing := self.sites.keys() - value.keys() if self.sites.keys() & value.keys() else set():
+                raise ValueError(f"the state has no {attribute} of {min(missing)}")
         for name, site in self.sites.items():
             empty = {"B": site.B[:, :0], "A": site.A[:0]}
             site.set_past(**past.get(name, empty))

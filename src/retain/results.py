@@ -20,6 +20,8 @@ INTERVALS = {
     "forgetting": scores.forgetting,
     "backward_transfer": scores.backward_transfer,
 }
+# scenario -> what accuracy means in it, and what is reported beside it
+KINDS = {"task": ("known", "unknown"), "class": ("unknown", "known"), "domain": ("known",)}
 
 
 def record(number: int, found: Mapping[str, Score]) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
     or of no matter (domain-incremental). The first two are both reported.
     """
     names = [task.name for task in stream.tasks]
-    kinds = {"task": ("known", "unknown"), "class": ("unknown", "known"), "domain": ("known",)}[config.scenario]
+    kinds = KINDS[config.scenario]
     rows = np.array([records[0]["tasks"][name]["rows"] for name in names])
     summary: dict[str, Any] = {
         "retain": version("retain"),
@@ -62,15 +64,16 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
     return summary
 
 
-def headline(name: str, records: Sequence[Mapping[str, Any]]) -> str:
+def headline(name: str, records: Sequence[Mapping[str, Any]], scenario: str) -> str:
     """One line about the last stage: what was learned, and what it did to the tasks before."""
-    last = {task: _mean(entry["known"]) for task, entry in records[-1]["tasks"].items()}
+    kind = KINDS[scenario][0]
+    last = {task: _mean(entry[kind]) for task, entry in records[-1]["tasks"].items()}
     learned = list(last)[: records[-1]["learned"]]
     if not learned:
         return f"[dim]{name}:[/] accuracy " + " ".join(f"{a:.3f}" for a in last.values())
     line = f"[bold]{name}[/] learned: {last[learned[-1]]:.3f}"
     if len(learned) > 1 and len(records) == records[-1]["learned"] + 1:
-        before = [_mean(records[i + 1]["tasks"][task]["known"]) for i, task in enumerate(learned[:-1])]
+        before = [_mean(records[i + 1]["tasks"][task][kind]) for i, task in enumerate(learned[:-1])]
         now = [last[task] for task in learned[:-1]]
         line += f"; the {len(now)} before: {np.mean(now):.3f} ({np.mean(now) - np.mean(before):+.3f} since learned)"
     return line

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,16 @@ class Stage:
     name: str
     folder: Path
     task: Task | None = None
+    arguments: TrainingArguments | None = None
 
     @property
     def work(self) -> float:
         """Row passes of the training."""
-        return 0.0 if self.task is None else 3.0 * len(self.task.train)
+        if self.task is None or self.arguments is None:
+            return 0.0
+        rows = self.arguments.train_batch_size * self.arguments.gradient_accumulation_steps
+        steps = max(self.arguments.max_steps, 0)
+        return 3.0 * (steps * rows or self.arguments.num_train_epochs * len(self.task.train))
 
 
 @dataclass(frozen=True)
@@ -65,13 +71,20 @@ class Workshop:
     method: Method
 
     def stages(self) -> list[Stage]:
-        """The untouched model, then every training: one a task, or one of all tasks for a cumulative method."""
+        """The untouched model, then every training: one a task, or one of all tasks for a cumulative method.
+
+        Raises:
+            ValueError: a training argument that does not hold.
+        """
         folder, tasks = Path(self.config.output), self.stream.tasks
         trainings = list(enumerate(tasks))
         if self.method.cumulative:
             trainings = [(len(tasks) - 1, joined(tasks))]
-        stages = [Stage(i, t.name, folder / "tasks" / f"{i:02d}-{t.name}", t) for i, t in trainings]
-        return [Stage(-1, "the untouched model", folder / "base"), *stages]
+        stages = [Stage(-1, "the untouched model", folder / "base")]
+        for i, task in trainings:
+            own = folder / "tasks" / f"{i:02d}-{task.name}"
+            stages.append(Stage(i, task.name, own, task, _arguments(self.config, i, task.name, own / "trainer")))
+        return stages
 
     def names(self) -> list[str]:
         """The tasks by name."""
@@ -113,47 +126,53 @@ def run(config: RunConfig, console: Console | None = None) -> dict[str, Any]:
     Raises:
         StoreError: the output folder belongs to another configuration, or holds a damaged file.
     """
-    console = console or Console()
-    claim(config)
-    shop = prepare(config)
+    console, output = console or Console(), Path(config.output)
+    check_folder(config)
+    with console.status("loading the model and the data"):
+        shop = prepare(config)
     stages = shop.stages()
-    left = [stage for stage in stages if not store.is_closed(stage.folder)]
-    finished = stages[: len(stages) - len(left)]
+    store.write(output / "config.yaml", configuration.dump(config))
+    store.sweep(output)
+    finished = list(takewhile(lambda stage: store.is_closed(stage.folder), stages))
+    left = stages[len(finished) :]
+    _read(finished)
     if left and finished and finished[-1].task is not None:
         restore(shop, finished[-1].folder)
-    if shop.method.grows:
+    if left and shop.method.grows:
         console.print(f"[yellow]{config.method['name']} keeps more with every task[/] (docs/methods.md says how much)")
     rows = sum(len(task.test) for task in shop.stream.tasks)
     with WorkBar(console, sum(stage.work for stage in left) + rows * len(left)) as bar:
-        for stage in left:
+        for i, stage in enumerate(left, len(finished)):
             _work(shop, stage, bar)
-            previous = stages[stages.index(stage) - 1]
-            shutil.rmtree(previous.folder / "state", ignore_errors=True)
-            console.print(headline(stage.name, _read(stages[: stages.index(stage) + 1])))
-    output = Path(config.output)
+            for previous in stages[:i]:
+                shutil.rmtree(previous.folder / "state", ignore_errors=True)
+            console.print(headline(stage.name, _read(stages[: i + 1]), config.scenario))
+    store.verify(stages[-1].folder, "adapter")
     store.copy_folder(stages[-1].folder / "adapter", output / "adapter")
     summary = results(config, shop.stream, _read(stages))
     store.write_json(output / "results.json", summary)
     return summary
 
 
-def claim(config: RunConfig) -> None:
-    """Take the output folder for ``config``, or see that it already has been.
+def check_folder(config: RunConfig) -> None:
+    """See that the output folder is free for ``config``, or already its own.
 
     Raises:
         StoreError: the folder belongs to another configuration, or holds something that is no run.
     """
-    folder, ours = Path(config.output), configuration.dump(config)
+    folder = Path(config.output)
     path = folder / "config.yaml"
     if path.exists():
-        if difference := configuration.difference(path.read_text(), ours):
+        try:
+            difference = configuration.difference(path.read_text(encoding="utf-8"), configuration.dump(config))
+        except ValueError as error:
+            raise store.StoreError(f"{path}: damaged: {error}") from error
+        if difference:
             raise store.StoreError(
                 f"{folder} holds a run of another configuration: {difference}; choose another `output`"
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.exists() and not (folder.is_dir() and all(p.suffix == store.PARTIAL for p in folder.iterdir())):
         raise store.StoreError(f"{folder} is not empty and holds no run; choose another `output`")
-    else:
-        store.write(path, ours)
 
 
 def restore(shop: Workshop, folder: Path) -> None:
@@ -186,17 +205,16 @@ def choose_trainable(shop: Workshop, number: int) -> None:
 def _work(shop: Workshop, stage: Stage, bar: WorkBar) -> None:
     """One stage from begin to done."""
     clock, boundary = _Clock(), {}
-    if stage.task is not None:
+    if stage.task is not None and stage.arguments is not None:
         choose_trainable(shop, stage.number)
         bar.show(f"{stage.name}: training")
         shop.method.begin_task(stage.task)
-        arguments = _arguments(shop.config, stage)
         heads = shop.config.heads.learning_rate
         fit(
             shop.model,
             stage.task,
             shop.method,
-            arguments,
+            stage.arguments,
             head_learning_rate=heads,
             callbacks=[StepBar(bar, stage.work)],
         )
@@ -232,13 +250,12 @@ def _save(shop: Workshop, stage: Stage, scores: dict[str, Any]) -> None:
     store.close(stage.folder)
 
 
-def _arguments(config: RunConfig, stage: Stage) -> TrainingArguments:
+def _arguments(config: RunConfig, number: int, name: str, folder: Path) -> TrainingArguments:
     """The run's training arguments, the task's own on top; every task has its own seed, a function of the run's."""
-    own = configuration.training_of(config, stage.name)
-    seed = hash((config.seed, stage.number)) % 2**31
+    own = configuration.training_of(config, name)
     fixed = {
-        "output_dir": str(stage.folder / "trainer"),
-        "seed": seed,
+        "output_dir": str(folder),
+        "seed": hash((config.seed, number)) % 2**31,
         "remove_unused_columns": False,
         "label_names": ["labels"],
     }
@@ -246,6 +263,11 @@ def _arguments(config: RunConfig, stage: Stage) -> TrainingArguments:
 
 
 def _read(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """What finished stages found.
+
+    Raises:
+        StoreError: a record that is missing or damaged.
+    """
     for stage in stages:
         store.verify(stage.folder, "scores.json")
     return [store.read_json(stage.folder / "scores.json") for stage in stages]

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from retain.task import evaluating
 
-DONE = "done"
+DONE, PARTIAL = "done", ".partial"
 
 
 class StoreError(ValueError):
@@ -30,15 +30,15 @@ class StoreError(ValueError):
 def write(path: Path, content: bytes | str) -> None:
     """Write a file atomically and durably: there is the old one or the whole new one, also after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _partial(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -82,11 +82,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Let ``fill`` write a new folder beside ``path``, then put it in place of the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    fresh = _partial(path)
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
     try:
         fill(fresh)
-        fresh.chmod(0o755)
         if path.exists():
             shutil.rmtree(path)
         os.replace(fresh, path)
@@ -103,10 +103,16 @@ def copy_folder(source: Path, path: Path) -> None:
     replace_folder(path, fill)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writes that were killed left under ``folder``."""
+    for path in list(folder.rglob(f".*{PARTIAL}")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def close(folder: Path) -> None:
     """Declare a stage finished: ``done``, written last, names the hashes of all its files."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != DONE)
-    write_json(folder / DONE, {str(p.relative_to(folder)): _hash(p) for p in files})
+    write_json(folder / DONE, {p.relative_to(folder).as_posix(): _hash(p) for p in files})
 
 
 def is_closed(folder: Path) -> bool:
@@ -115,23 +121,24 @@ def is_closed(folder: Path) -> bool:
 
 
 def verify(folder: Path, *names: str) -> None:
-    """Check files of a finished stage against their hashes.
+    """Check files and folders of a finished stage against their hashes.
 
     Raises:
         StoreError: a file that is missing or not what the stage wrote.
     """
     hashes = read_json(folder / DONE)
     for name in names:
-        path = folder / name
-        if not path.exists():
-            raise StoreError(f"{path}: missing, though its stage is finished")
-        if hashes.get(name) != _hash(path):
-            raise StoreError(f"{path}: damaged, its hash is not the one in {folder / DONE}")
+        for file in [n for n in hashes if n.startswith(f"{name}/")] or [name]:
+            path = folder / file
+            if not path.exists():
+                raise StoreError(f"{path}: missing, though its stage is finished")
+            if hashes.get(file) != _hash(path):
+                raise StoreError(f"{path}: damaged, its hash is not the one in {folder / DONE}")
 
 
 def size(path: Path) -> int:
-    """Bytes of all files under ``path``."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    """Bytes of the file ``path``, or of all files under it."""
+    return sum(p.stat().st_size for p in (path, *path.rglob("*")) if p.is_file())
 
 
 def export(model: Any, folder: str | Path, batch: Mapping[str, Tensor] | None = None) -> float | None:
@@ -146,16 +153,16 @@ def export(model: Any, folder: str | Path, batch: Mapping[str, Tensor] | None = 
         The largest logit difference on ``batch``, if one was given.
     """
     write_adapter(Path(folder), model, {})
-    return None if batch is None else check_adapter(Path(folder), model, batch)
+    return None if batch is None else check_adapter(Path(folder), model, [batch])
 
 
 def write_adapter(folder: Path, model: Any, labels: Mapping[str, Any]) -> None:
     """Write the adapter of ``model`` as a stock PEFT LoRA, with ``labels`` saying what its outputs mean."""
-    config, base = model.peft_config[model.active_adapters[0]], model.get_base_model()
+    base = model.get_base_model()
     readme = _README.format(
-        base=config.base_model_name_or_path,
+        base=base.config._name_or_path,
         kind=type(base).__name__,
-        outputs=f", num_labels={base.config.num_labels}" if labels else "",
+        options="".join(f", {key}={value!r}" for key, value in _loading(base).items()),
         labels="\n`labels.json` says which outputs belong to which task, and what they mean.\n" if labels else "",
     )
 
@@ -168,43 +175,53 @@ def write_adapter(folder: Path, model: Any, labels: Mapping[str, Any]) -> None:
     replace_folder(folder, fill)
 
 
-def check_adapter(folder: Path, model: Any, batch: Mapping[str, Tensor]) -> float:
+def check_adapter(folder: Path, model: Any, batches: Sequence[Mapping[str, Tensor]]) -> float:
     """The largest logit difference between ``model`` and the stock adapter in ``folder``, loaded in a clean process.
 
-    That process knows transformers and peft and nothing of retain: what it computes on ``batch`` (without labels) is
-    what any user of the adapter gets.
+    That process knows transformers and peft and nothing of retain: what it computes on ``batches`` (without labels)
+    is what any user of the adapter gets.
 
     Raises:
         StoreError: the adapter does not load.
     """
     base, device = model.get_base_model(), next(model.parameters()).device
     with evaluating(model), torch.no_grad():
-        here = model(**{k: v.to(device) for k, v in batch.items()}).logits.float().cpu()
+        here = [model(**{k: v.to(device) for k, v in batch.items()}).logits.float().cpu() for batch in batches]
     with tempfile.TemporaryDirectory() as temporary:
         inputs, outputs = Path(temporary, "in.safetensors"), Path(temporary, "out.safetensors")
-        write_tensors(inputs, batch)
-        told = [
-            type(base).__name__,
-            base.config._name_or_path,
-            str(base.dtype).removeprefix("torch."),
-            str(here.shape[-1]) if here.dim() == 2 else "",
-        ]
+        write_tensors(inputs, {f"{i}/{name}": t for i, batch in enumerate(batches) for name, t in batch.items()})
+        told = [type(base).__name__, base.config._name_or_path, json.dumps(_loading(base))]
         command = [sys.executable, "-c", _CLEAN, *told, str(folder), str(inputs), str(outputs)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise StoreError(f"{folder}: this adapter does not load with peft: {done.stderr.strip().splitlines()[-1]}")
-        return float((read_tensors(outputs)["logits"] - here).abs().max())
+            reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            raise StoreError(f"{folder}: this adapter does not load with peft: {reason}")
+        there = read_tensors(outputs)
+    return float(torch.stack([(there[str(i)] - logits).abs().max() for i, logits in enumerate(here)]).max())
+
+
+def _loading(base: Any) -> dict[str, Any]:
+    """The keywords of ``from_pretrained`` that give the model under the adapter."""
+    options: dict[str, Any] = {"dtype": str(base.dtype).removeprefix("torch.")}
+    if type(base).__name__.endswith("Classification"):
+        options |= {"num_labels": base.config.num_labels, "ignore_mismatched_sizes": True}
+        if (padding := base.config.to_dict().get("pad_token_id")) is not None:
+            options["pad_token_id"] = padding
+    return options
 
 
 _CLEAN = """
-import sys, torch, transformers, peft
+import sys, json, torch, transformers, peft
 from safetensors.torch import load_file, save_file
-kind, base, dtype, labels, folder, inputs, outputs = sys.argv[1:]
-options = {"ignore_mismatched_sizes": True} | ({"num_labels": int(labels)} if labels else {})
-base = getattr(transformers, kind).from_pretrained(base, dtype=dtype, **options)
+kind, base, options, folder, inputs, outputs = sys.argv[1:]
+base = getattr(transformers, kind).from_pretrained(base, **json.loads(options))
 model = peft.PeftModel.from_pretrained(base, folder).eval()
+batches = {}
+for key, tensor in load_file(inputs).items():
+    number, name = key.split("/")
+    batches.setdefault(number, {})[name] = tensor
 with torch.no_grad():
-    save_file({"logits": model(**load_file(inputs)).logits.float().contiguous()}, outputs)
+    save_file({n: model(**batch).logits.float().contiguous() for n, batch in batches.items()}, outputs)
 """
 
 _README = """---
@@ -217,10 +234,15 @@ A LoRA adapter of `{base}`, trained on a sequence of tasks with retain. It needs
 from peft import PeftModel
 from transformers import {kind}
 
-base = {kind}.from_pretrained("{base}"{outputs})
+base = {kind}.from_pretrained("{base}"{options})
 model = PeftModel.from_pretrained(base, "this/folder")
 ```
 {labels}"""
+
+
+def _partial(path: Path) -> Path:
+    """Where what is to become ``path`` is written: beside it, with the permissions of an ordinary file."""
+    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
 
 
 def _hash(path: Path) -> str:

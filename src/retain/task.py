@@ -181,12 +181,12 @@ def joined(tasks: Sequence[Task]) -> Task:
 
 def draw(targets: Tensor, outputs: Tensor, rows: Tensor, seed: int) -> Tensor:
     """Uniform numbers for the targets (N, ...) of numbered rows, the same in whatever batch or padding a row stands."""
-    shape = targets if not targets.is_floating_point() else outputs
+    shape = (targets if not targets.is_floating_point() else outputs).detach().cpu()
     uniform = torch.zeros(shape.shape)
     generator = torch.Generator()
     for row, number, target in zip(uniform, rows, shape, strict=True):
         generator.manual_seed(hash((seed, int(number))) % 2**63)
-        used = (target != IGNORED).cpu()
+        used = target != IGNORED
         row[used] = torch.rand(int(used.sum()), generator=generator)
     return uniform
 

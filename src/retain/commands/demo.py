@@ -94,4 +94,4 @@ def judge(runs: dict[str, Any], logit_difference: float) -> dict[str, Any]:
 def _say(console: Console, verdict: dict[str, Any], output: Path) -> None:
     for check, held in verdict["checks"].items():
         console.print(f"{'[green]yes[/]' if held else '[red]no [/]'} {check}")
-    console.print(f"adapter: {output / 'ewc-lora' / 'adapter'}   results: {output / 'results.json'}")
+    console.print(f"adapter: {output / 'ewc-lora' / 'adapter'}   results: {output / 'results.json'}", soft_wrap=True)

@@ -2,53 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-MISSING = "·"
+MISSING, ENDLESS = "·", 10_000
 
 
 def print_scores(console: Console, results: Mapping[str, Any]) -> None:
     """The score matrix of a run, rows = what was learned so far, and the scores that follow from it."""
     accuracy, names = results["accuracy"], results["tasks"]
     kind = {"task": "task known", "class": "task unknown", "domain": "one shared head"}[results["scenario"]]
-    table = Table(title=f"{results['method']['name']}: test accuracy ({kind})", title_justify="left")
-    table.add_column("after learning")
-    for name in names:
-        table.add_column(name, justify="right")
-    for t, row in enumerate(accuracy["matrix"]):
-        if all(value is None for value in row):
-            continue
-        label = "nothing" if t == 0 else names[t - 1]
-        table.add_row(label, *[_cell(value, i, t) for i, value in enumerate(row)])
+    title, table = f"{results['method']['name']}: test accuracy ({kind})", _matrix(names, accuracy["matrix"])
+    if console.measure(table, options=console.options.update(max_width=ENDLESS)).maximum > console.width:
+        title, table = f"{title}; results.json has the whole matrix", _summary(names, accuracy["matrix"])
+    console.print(f"[italic]{title}[/]", highlight=False)
     console.print(table)
     scores, intervals = accuracy["scores"], accuracy["intervals_95"]
     for name in ("average_accuracy", "learning_accuracy", "forgetting", "backward_transfer"):
         if scores[name] is not None:
-            low, high = intervals[name]
-            interval = f"[dim](95% over test rows: {low:+.3f} to {high:+.3f})[/]"
-            console.print(f"  {name.replace('_', ' '):<18} {scores[name]:+.3f}  {interval}")
+            form = ".3f" if name.endswith("accuracy") else "+.3f"
+            value, low, high = (format(x, form) for x in (scores[name], *intervals[name]))
+            interval = f"[dim](95% over test rows: {low} to {high})[/]"
+            console.print(f"  {name.replace('_', ' '):<18} {value:>6}  {interval}", highlight=False)
 
 
 def print_comparison(console: Console, runs: Mapping[str, Mapping[str, Any]]) -> None:
     """One row a run: what it ended with, what it forgot, and what it cost."""
-    table = Table(title="after the last task", title_justify="left")
-    for title in ("method", "final accuracy", "forgetting", "learned", "adapter", "state beyond it", "seconds"):
+    console.print("[italic]after the last task (state: what is kept for the next one, beside the adapter)[/]")
+    table = Table()
+    for title in ("method", "accuracy", "forgetting", "learned", "adapter", "state", "seconds"):
         table.add_column(title, justify="left" if title == "method" else "right")
     for name, results in runs.items():
         scores, size = results["accuracy"]["scores"], results["bytes"]
         table.add_row(
             name,
-            *[_number(scores[key]) for key in ("average_accuracy", "forgetting", "learning_accuracy")],
+            _number(scores["average_accuracy"]),
+            _number(scores["forgetting"], "+.3f"),
+            _number(scores["learning_accuracy"]),
             human(size["adapter"]),
             human(size["state"]),
             f"{sum(results['seconds'].values()):.0f}",
         )
     console.print(table)
+
+
+def _matrix(names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> Table:
+    table = Table("after learning")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for t, row in enumerate(matrix):
+        if any(value is not None for value in row):
+            table.add_row(["nothing yet", *names][t], *[_cell(value, i, t) for i, value in enumerate(row)])
+    return table
+
+
+def _summary(names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> Table:
+    """What a matrix with more columns than the terminal has room for comes down to."""
+    table = Table("task")
+    for title in ("untouched model", "just learned", "at the end"):
+        table.add_column(title, justify="right")
+    for i, name in enumerate(names):
+        table.add_row(name, *[_number(matrix[t][i]) for t in (0, i + 1, -1)])
+    return table
 
 
 def human(size: float) -> str:
@@ -66,5 +85,5 @@ def _cell(value: float | None, task: int, learned: int) -> Text:
     return Text(_number(value), style)
 
 
-def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}"
+def _number(value: float | None, form: str = ".3f") -> str:
+    return MISSING if value is None else format(value, form)

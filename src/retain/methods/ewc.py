@@ -31,8 +31,8 @@ class EWC(Method):
         decay: None keeps every task's own anchor (EWC). A number in [0, 1] is Online EWC's gamma: F <- gamma F +
             F_t, and the only anchor is the last one. (Where gamma also multiplies F inside the penalty, as in the
             paper, use strength * gamma.)
-        parameters: names or patterns ("body.*") of what to protect; None: the factors of a LoRA, or all that is
-            trainable.
+        parameters: names or patterns ("body.*") of what to protect; None: the factors of a LoRA and linear layers
+            beside it, or all that is trainable.
         labels, samples, batch_size: of the Fisher pass (``retain.fisher.parameter_fisher``).
         seed: of the Fisher pass.
     """
@@ -92,17 +92,14 @@ class EWC(Method):
         self.fisher[name], self.anchor[name] = total, anchor + share * (here - anchor)
 
     def _chosen(self, patterns: Sequence[str] | None) -> dict[str, nn.Parameter]:
-        factors = {id(p) for s in self.sites.values() for p in (s.A, s.B)}
-        every = {
-            name: p
-            for name, p in self.model.named_parameters()
-            if p.requires_grad and (not factors or id(p) in factors)
-        }
+        every = dict(self.model.named_parameters())
         if patterns is None:
-            chosen = every
+            unknown = self.beside().keys() - self.linear_beside().keys() if self.sites else set()
+            chosen = {name: p for name, p in every.items() if p.requires_grad and name not in unknown}
         else:
-            every = dict(self.model.named_parameters())
             chosen = {}
+            if isinstance(patterns, str):
+                raise ValueError(f"parameters must be a list of names or patterns, got the text {patterns!r}")
             for pattern in patterns:
                 matched = {name: every[name] for name in fnmatch.filter(every, pattern)}
                 if not matched:

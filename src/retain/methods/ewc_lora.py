@@ -41,13 +41,13 @@ class EWCLoRA(Method):
         seed: of the Fisher pass and of fresh adapters.
     """
 
-    STATE = ("fisher", "anchor", "shared")
+    STATE = ("fisher", "anchor", "springs")
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        strength: float = 1e3,
+        strength: float = 1e5,
         decay: float = 1.0,
         mode: Mode = "shared",
         rank: int | None = None,
@@ -71,7 +71,7 @@ class EWCLoRA(Method):
         self.options = {"labels": labels, "samples": samples, "batch_size": batch_size}
         self.fisher: dict[str, Tensor] = {}
         self.anchor: dict[str, dict[str, Tensor]] = {}
-        self.shared: dict[str, dict[str, Tensor]] = {}
+        self.springs: dict[str, dict[str, Tensor]] = {}
         self._trained: set[str] = set()
 
     @property
@@ -79,7 +79,7 @@ class EWCLoRA(Method):
         return self.mode == "merge" and self.rank is None and self.accumulate == "products"
 
     def begin_task(self, task: Task) -> None:
-        bare = self._trained & self._outside().keys() - self.shared.keys()
+        bare = self._trained & self.beside().keys() - self.springs.keys()
         if bare:
             warnings.warn(f"trained for more than one task, but not protected: {', '.join(sorted(bare))}", stacklevel=2)
 
@@ -90,9 +90,9 @@ class EWCLoRA(Method):
             quadratic(site.B, site.A, self.fisher[name], site.scale, self._anchor(name))
             for name, site in self.sites.items()
         ]
-        for name, kept in sorted(self.shared.items()):
+        for name, spring in sorted(self.springs.items()):
             parameter = self.model.get_parameter(name)
-            springs.append(0.5 * (kept["fisher"] * (parameter - kept["anchor"]).square()).sum())
+            springs.append(0.5 * (spring["fisher"] * (parameter - spring["anchor"]).square()).sum())
         return self.strength * torch.stack(springs).sum()
 
     def end_task(self, task: Task) -> None:
@@ -101,7 +101,7 @@ class EWCLoRA(Method):
         for name, site in self.sites.items():
             new = fresh[name] if name in fresh else torch.zeros_like(site.delta())
             self.fisher[name] = self.decay * self.fisher[name] + new if name in self.fisher else new
-        self._keep_shared(task, options)
+        self._add_springs(task, options)
         if self.mode == "shared":
             self.anchor = {n: {"B": s.B.detach().clone(), "A": s.A.detach().clone()} for n, s in self.sites.items()}
         elif self.accumulate == "products":
@@ -110,24 +110,15 @@ class EWCLoRA(Method):
             self._add_factors()
         super().end_task(task)
 
-    def _outside(self) -> dict[str, nn.Parameter]:
-        factors = {id(p) for s in self.sites.values() for p in (s.A, s.B)}
-        return {n: p for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in factors}
-
     @torch.no_grad()
-    def _keep_shared(self, task: Task, options: dict[str, Any]) -> None:
-        """Springs for linear layers that train beside the adapter in task after task, such as a shared head."""
-        self._trained = set(self._outside())
-        linear = {
-            n: p
-            for n, p in self._outside().items()
-            if type(self.model.get_submodule(n.rpartition(".")[0])) is nn.Linear
-        }
+    def _add_springs(self, task: Task, options: dict[str, Any]) -> None:
+        """Springs on the weights of linear layers that train beside the adapter; they cost a second Fisher pass."""
+        self._trained, linear = set(self.beside()), self.linear_beside()
         if not linear:
             return
         for name, new in parameter_fisher(self.model, linear, task, **options).items():
-            old = self.shared[name]["fisher"] if name in self.shared else torch.zeros_like(new)
-            self.shared[name] = {"fisher": self.decay * old + new, "anchor": linear[name].detach().clone()}
+            old = self.springs[name]["fisher"] if name in self.springs else torch.zeros_like(new)
+            self.springs[name] = {"fisher": self.decay * old + new, "anchor": linear[name].detach().clone()}
 
     def _anchor(self, name: str) -> tuple[Tensor, Tensor] | None:
         return (self.anchor[name]["B"], self.anchor[name]["A"]) if self.mode == "shared" else None
