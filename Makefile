@@ -29,7 +29,7 @@ types: $(INSTALLED)  ## Check types with mypy
 	$(BIN)/mypy
 
 test: lint types  ## Lint, types and the default tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: test  ## The same as test
 

@@ -32,11 +32,11 @@ def loss_of(task: Task) -> Callable[..., Any]:
     return loss
 
 
-def main(rows: int = 64, epochs: int = 4, output: Path = Path("runs/trainer")) -> list[float]:
+def main(rows: int = 64, n_test: int = 200, epochs: int = 4, output: Path = Path("runs/trainer")) -> list[float]:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    model, tasks, found = make_model(), make_tasks(rows), []
+    model, tasks, found = make_model(), make_tasks(rows, n_test), []
     method = EWCLoRA(model)
     for task in tasks:
         method.begin_task(task)

@@ -95,7 +95,7 @@ def test_regression_has_no_accuracy() -> None:
     x = torch.randn(6, 4)
     net = MLP()
     score = evaluate(net, Task("t", [], [(x, torch.zeros(6, 3))], SquaredError()))
-    assert score.loss == pytest.approx(float(0.5 * net(x).square().sum(1).mean()), rel=1e-5)
+    assert score.loss == pytest.approx(0.5 * net(x).square().sum(1).mean().item(), rel=1e-5)
     assert score.correct is None
 
 

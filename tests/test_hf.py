@@ -43,7 +43,12 @@ def bert_without_dropout(**lora: Any) -> Any:
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
     fixed = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "max_steps": 4}
-    fixed |= {"remove_unused_columns": False, "label_names": ["labels"], "learning_rate": 1e-3}
+    fixed |= {
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "learning_rate": 1e-3,
+    }
     return TrainingArguments(**fixed | {"output_dir": str(folder), "per_device_train_batch_size": 2} | options)
 
 
@@ -266,7 +271,7 @@ def test_a_model_that_is_not_there(load: Callable, path: str, tmp_path: Path) ->
     path = str(tmp_path) if path == "EMPTY" else path
     with pytest.raises(ValueError) as error:
         load(path, "text")
-    assert str(error.value).startswith(f"no model at {path!r}") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"no text model at {path!r}") and "\n" not in str(error.value)
     assert ("nor on the hub" in str(error.value)) == (path != str(tmp_path))
 
 

@@ -173,22 +173,25 @@ def test_a_training_that_diverges_leaves_what_was_finished(bert: str, tmp_path: 
 @pytest.mark.slow
 def test_kill_9(bert: str, tmp_path: Path) -> None:
     """A true process, killed without warning at three places, against one that was not."""
-    sections = {"method": METHODS["shared"], "training": {"num_train_epochs": 12, "per_device_train_batch_size": 4}}
-    outputs = [tmp_path / "whole", tmp_path / "killed"]
-    files = [
-        yaml_file(document(bert, tmp_path, output=str(output), **sections), output.with_suffix(".yaml"))
-        for output in outputs
-    ]
-    subprocess.run([sys.executable, "-m", "retain", "run", files[0]], check=True, capture_output=True)
+    training = {"num_train_epochs": 3, "per_device_train_batch_size": 4}
+    commands = {}
+    for name in ("whole", "killed"):
+        content = document(
+            bert, tmp_path, method=METHODS["shared"], training=training, output=str(tmp_path / name / "run")
+        )
+        commands[name] = [sys.executable, "-m", "retain", "run", yaml_file(content, tmp_path / f"{name}.yaml")]
+    silent: Any = {"stdout": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    subprocess.run(commands["whole"], check=True, **silent)
     for landmark in ("base/done", "tasks/00-mood/done", "tasks/01-sport/scores.json"):
         process = subprocess.Popen(
-            [sys.executable, "-m", "retain", "run", files[1]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            commands["killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         )
-        while not Path(outputs[1], landmark).exists() and process.poll() is None:
+        while not Path(tmp_path, "killed", "run", landmark).exists():
+            assert process.poll() is None
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         assert process.wait() == -signal.SIGKILL
-    subprocess.run([sys.executable, "-m", "retain", "run", files[1]], check=True, capture_output=True)
-    one, two = map(left_by, outputs)
-    assert one.pop("config.yaml") != two.pop("config.yaml")
-    assert one == two
+    subprocess.run(commands["killed"], check=True, **silent)
+    whole, killed = (left_by(tmp_path / name / "run") for name in commands)
+    assert whole.pop("config.yaml") != killed.pop("config.yaml")
+    assert whole == killed

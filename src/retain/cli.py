@@ -98,6 +98,6 @@ def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)  # of transformers and peft, to whoever builds on them
     try:
         app()
-    except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
+    except (ValueError, RuntimeError, FloatingPointError, OSError, ImportError) as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)

@@ -59,7 +59,7 @@ class ContinualCallback(TrainerCallback):
 
 def load_processor(path: str, kind: str) -> Any:
     """The tokenizer or image processor of a model."""
-    return _found(path, CLASSES[kind][1].from_pretrained, path)
+    return _found(path, kind, CLASSES[kind][1].from_pretrained)
 
 
 def load_model(
@@ -79,8 +79,8 @@ def load_model(
     transformers.set_seed(seed)
     base, report = _found(
         path,
+        kind,
         CLASSES[kind][0].from_pretrained,
-        path,
         num_labels=sum(sizes),
         dtype=dtype or "auto",
         ignore_mismatched_sizes=True,
@@ -150,13 +150,13 @@ def _loss_of(model: nn.Module, task: Task) -> Callable[..., Tensor]:
     return loss
 
 
-def _found(path: str, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _found(path: str, kind: str, load: Callable[..., Any], **kwargs: Any) -> Any:
     try:
         with _silence():
-            return load(*args, **kwargs)
+            return load(path, **kwargs)
     except (OSError, ValueError, ImportError) as error:
         where = "" if Path(path).is_dir() else ", neither as a folder nor on the hub"
-        raise ValueError(f"no model at {path!r}{where}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"no {kind} model at {path!r}{where}: {' '.join(str(error).split())}") from error
 
 
 @contextmanager

@@ -48,4 +48,4 @@ class StepBar(TrainerCallback):
         self.bar, self.work = bar, work
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.advance(self.work / state.max_steps)
+        self.bar.advance(self.work / max(state.max_steps, 1))

@@ -14,7 +14,7 @@ from retain import cli, store
 from retain.commands.export import export
 from retain.run import run
 from retain.store import StoreError
-from runs import LEARNING, quiet, settings
+from runs import quiet, settings
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
 
@@ -22,9 +22,7 @@ pytestmark = pytest.mark.usefixtures("fast_runs")
 @pytest.fixture(scope="module")
 def finished(bert: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two tasks with an adapter each; tests must leave it as it is."""
-    config = settings(
-        bert, tmp_path_factory.mktemp("run"), "mood sport", method={"name": "per-task"}, training=LEARNING
-    )
+    config = settings(bert, tmp_path_factory.mktemp("run"), "mood sport", method={"name": "per-task"})
     run(config, quiet())
     return Path(config.output)
 
