@@ -1,6 +1,7 @@
 """Which strength, and which mode at equal bytes? EWC-LoRA on streams that nothing else is measured on.
 
-    python benchmarks/strength.py --seeds 0 1 2 --output runs/strength
+    python benchmarks/strength.py --seeds 0 1 2
+    python benchmarks/strength.py --streams wide --modes shared --strengths 3e4      # one cell more
 
 Three validation streams made of training rows only, of Reuters R52 and 20 Newsgroups classes that the demo does not
 use: "wide" has three hard tasks (4, 13 and 4 classes), the others have four easy ones (2 to 4 classes) each. Writes
@@ -10,6 +11,7 @@ benchmarks/results/strength.json and prints its table; run again to continue.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -32,37 +34,39 @@ STREAMS = {
 MODES: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
     "shared": {"name": "ewc-lora", "mode": "shared"},
-    "merge, past capped at rank 8": {"name": "ewc-lora", "mode": "merge", "rank": 8},
+    "merge": {"name": "ewc-lora", "mode": "merge", "rank": 8},  # the same bytes: a past of rank 8 instead of an anchor
 }
-STRENGTHS = {"sequential": [0.0], "shared": [1e3, 1e4, 1e5, 1e6], "merge, past capped at rank 8": [1e5]}
 KEYS = ("average_accuracy", "learning_accuracy", "forgetting")
+CELL = ("stream", "mode", "strength", "seed")
 RESULTS = Path(__file__).parent / "results" / "strength.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--strengths", type=float, nargs="+", default=[1e3, 1e4, 1e5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output", type=Path, default=Path("runs/strength"))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = []
-    for seed in options.seeds:
-        for name in options.streams:
-            for mode, method in MODES.items():
-                for strength in STRENGTHS[mode]:
-                    rows.append(measure(name, mode, method, strength, seed, options.output))
-                    store.write_json(RESULTS, {"command": "python benchmarks/strength.py", "rows": rows})
+    rows = store.read_json(RESULTS)["rows"] if RESULTS.exists() else []
+    for stream_name, mode, seed in itertools.product(options.streams, options.modes, options.seeds):
+        for strength in options.strengths if mode != "sequential" else [0.0]:
+            row = measure(stream_name, mode, strength, seed, options.output)
+            rows = [other for other in rows if any(other[key] != row[key] for key in CELL)] + [row]
+            rows.sort(key=lambda r: tuple(r[key] for key in CELL))
+            store.write_json(RESULTS, {"command": "python benchmarks/strength.py", "rows": rows})
     show(rows)
 
 
-def measure(name: str, mode: str, method: dict[str, Any], strength: float, seed: int, output: Path) -> dict[str, Any]:
+def measure(name: str, mode: str, strength: float, seed: int, output: Path) -> dict[str, Any]:
     """One run of one cell of the grid."""
     document = stream(seed=seed)
     document["tasks"] = [task | STREAMS[name] | {"max_length": 48} for task in validation_tasks(name)]
-    document["method"] = method | ({"strength": strength} if strength else {})
-    document["output"] = str(output / f"{name}-{mode.split(',')[0]}-{strength:g}-{seed}")
+    document["method"] = MODES[mode] | ({"strength": strength} if strength else {})
+    document["output"] = str(output / f"{name}-{mode}-{strength:g}-{seed}")
     results = run(config.parse(document), Console(quiet=True))
     scores = {key: results["accuracy"]["scores"][key] for key in KEYS}
     row = {

@@ -183,9 +183,7 @@ def test_kill_9(bert: str, tmp_path: Path) -> None:
     silent: Any = {"stdout": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
     subprocess.run(commands["whole"], check=True, **silent)
     for landmark in ("base/done", "tasks/00-mood/done", "tasks/01-sport/scores.json"):
-        process = subprocess.Popen(
-            commands["killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
+        process = subprocess.Popen(commands["killed"], **silent)
         while not Path(tmp_path, "killed", "run", landmark).exists():
             assert process.poll() is None
             time.sleep(0.01)

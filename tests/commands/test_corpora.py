@@ -213,11 +213,11 @@ def test_the_demo_is_four_different_tasks_and_quick_only_makes_them_smaller(inde
         assert {**task, **corpora.QUICK_SIZES} == small
 
 
-@pytest.mark.parametrize("stream", ["r52", "newsgroups"])
-def test_validation_streams_share_no_class_and_no_test_row_with_the_demo(index: list[str], stream: str) -> None:
-    tasks = validation_tasks(stream)
-    classes = [name for task in tasks for name in task["classes"]]
-    assert len(tasks) == 4
+@pytest.mark.parametrize(("stream", "tasks"), [("wide", 3), ("r52", 4), ("newsgroups", 4)])
+def test_validation_streams_share_nothing_with_the_demo(index: list[str], stream: str, tasks: int) -> None:
+    entries = validation_tasks(stream)
+    classes = [name for task in entries for name in task["classes"]]
+    assert len(entries) == tasks
     assert len(classes) == len(set(classes))
     assert not set(classes) & {name for task in demo_tasks() for name in task["classes"]}
-    assert all(list(task["data_files"]) == ["train"] and 0 < task["test_fraction"] < 1 for task in tasks)
+    assert all(list(task["data_files"]) == ["train"] and 0 < task["test_fraction"] < 1 for task in entries)

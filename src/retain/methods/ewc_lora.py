@@ -35,8 +35,7 @@ class EWCLoRA(Method):
         mode: see above.
         rank: of the past in mode "merge"; the relative error of each cut is in ``boundary["fold_error"]``.
         accumulate: "products" keeps B1 A1 + B2 A2. "factors" is the reference code's (B1 + B2)(A1 + A2), which is
-            not the function
-            that was trained: for comparison only, with mode "merge".
+            not the function that was trained: for comparison only, with mode "merge".
         labels, samples, batch_size: of the Fisher pass (``retain.fisher.weight_fisher``).
         seed: of the Fisher pass and of fresh adapters.
     """
@@ -47,7 +46,7 @@ class EWCLoRA(Method):
         self,
         model: nn.Module,
         *,
-        strength: float = 1e5,
+        strength: float = 1e4,
         decay: float = 1.0,
         mode: Mode = "shared",
         rank: int | None = None,
