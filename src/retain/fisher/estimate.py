@@ -47,7 +47,7 @@ def weight_fisher(model: nn.Module, modules: Mapping[str, nn.Module], task: Task
         _add_squares(totals[name], inputs, gradients)
 
     count = _measure(model, modules, task, receive, **options)
-    return _checked({name: totals[name] / count for name in modules if name in totals}, modules)
+    return _checked({name: totals[name].div_(count) for name in modules if name in totals}, modules)
 
 
 def parameter_fisher(model: nn.Module, parameters: Mapping[str, nn.Parameter], task: Task, **options: Any) -> Squares:
@@ -74,7 +74,7 @@ def parameter_fisher(model: nn.Module, parameters: Mapping[str, nn.Parameter], t
 
     modules = {name.rpartition(".")[0]: owner for name, owner in owners.items()}
     count = _measure(model, modules, task, receive, **options)
-    return _checked({name: totals[name] / count for name in parameters if name in totals}, parameters)
+    return _checked({name: totals[name].div_(count) for name in parameters if name in totals}, parameters)
 
 
 def _add_squares(total: Tensor, inputs: Tensor, gradients: Tensor) -> None:
