@@ -96,7 +96,7 @@ def draw(tasks: list[str], methods: dict[str, Any]) -> None:
         panel.set_xticks(np.arange(1, len(tasks) + 1), tasks, rotation=25, fontsize=8)
         panel.set_xlabel("after learning", fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8, loc="lower left")
+    panels[-1].legend(frameon=False, fontsize=8, loc="upper right")
     figure.savefig(FIGURE, dpi=150)
 
 

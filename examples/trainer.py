@@ -49,6 +49,7 @@ def main(rows: int = 64, n_test: int = 200, epochs: int = 4, output: Path = Path
                     num_train_epochs=epochs,
                     per_device_train_batch_size=8,
                     remove_unused_columns=False,  # the collate function wants the text
+                    dataloader_pin_memory=torch.cuda.is_available(),
                     report_to="none",
                     disable_tqdm=True,
                     logging_strategy="no",
@@ -60,6 +61,7 @@ def main(rows: int = 64, n_test: int = 200, epochs: int = 4, output: Path = Path
                 callbacks=[ContinualCallback(method)],
                 optimizers=(torch.optim.AdamW([adapter, {**head, "lr": 5e-3}], lr=2e-3), None),
             )
+            trainer.remove_callback(transformers.PrinterCallback)
             trainer.train()
         method.end_task(task)
         found.append([accuracy(model, each) for each in tasks])
