@@ -11,14 +11,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from transformers import LlamaModel
 
+from models import bare_llama
 from retain import run as running
+from retain.commands.export import export
 from retain.heads import heads_of
 from retain.run import prepare, run
 from retain.store import StoreError
 from retain.task import rows_of
 from runs import LEARNING, TRAINING, document, left_by, quiet, settings, stock
-from streams import jsonl, rows
+from streams import jsonl, rows, word_tokenizer
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
 
@@ -231,3 +234,13 @@ def test_a_mistake_in_the_data_does_not_take_the_folder(bert: str, tmp_path: Pat
         run(running.configuration.parse(wrong), quiet())
     assert not Path(content["output"]).exists()
     run(running.configuration.parse(content | {"training": {"max_steps": 1}}), quiet())
+
+
+def test_a_language_model_without_a_padding_token_can_be_a_classifier(tmp_path: Path, in_process: list) -> None:
+    tokenizer = word_tokenizer()
+    LlamaModel(bare_llama(vocab_size=len(tokenizer), pad_token_id=None).config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    lora = {"r": 2, "target_modules": ["q_proj"]}
+    config = settings(str(tmp_path / "base"), tmp_path, "mood sport", lora=lora, scenario="class")
+    run(config, quiet())
+    assert export(Path(config.output), console=quiet()) <= 1e-5

@@ -196,7 +196,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown corpus 'newsgroup'; known: .*; did you mean 'newsgroups'"):
         corpus("newsgroup")
-    with pytest.raises(ValueError, match=r"unknown validation stream 'r51'; known: r52, newsgroups; .* 'r52'"):
+    with pytest.raises(ValueError, match=r"unknown validation stream 'r51'; known: wide, r52, newsgroups; .* 'r52'"):
         validation_tasks("r51")
 
 
