@@ -91,7 +91,8 @@ def test_row_0_is_the_untouched_model_and_every_task_is_scored_after_every_task(
 
 
 def test_results_say_everything(bert: str, tmp_path: Path) -> None:
-    config = settings(bert, tmp_path, "mood sport", seed=3)
+    training = TRAINING | {"save_strategy": "steps", "save_steps": 1}
+    config = settings(bert, tmp_path, "mood sport", seed=3, training=training)
     results = run(config, quiet())
     assert json.loads(Path(config.output, "results.json").read_text()) == results
     assert (results["method"], results["scenario"], results["seed"]) == ({"name": "sequential"}, "task", 3)

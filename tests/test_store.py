@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import bare_llama, filled, prompts, texts
+from models import bare_bert, bare_llama, filled, prompts, texts
 from retain import store
 from retain.hf import load_model
 from retain.lora import add_lora, sites
@@ -229,3 +229,10 @@ def test_a_classifier_that_needs_to_know_its_padding(tmp_path: Path, in_process:
     store.write_adapter(tmp_path / "adapter", model, {"t": {}})
     assert store.check_adapter(tmp_path / "adapter", model, batches(4)) <= 1e-5
     assert "pad_token_id=0" in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_a_base_that_comes_with_another_classifier(tmp_path: Path, in_process: list) -> None:
+    bare_bert(num_labels=3).save_pretrained(tmp_path / "base")
+    model = filled(load_model(str(tmp_path / "base"), "text", [2, 3], {"r": 2, "target_modules": ["query"]}))
+    store.write_adapter(tmp_path / "adapter", model, {"t": {}})
+    assert store.check_adapter(tmp_path / "adapter", model, batches(4)) <= 1e-5

@@ -24,7 +24,7 @@ app = typer.Typer(
 
 @app.command()
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="A minute instead of five: fewer rows, two methods.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A minute instead of five: two tasks, two methods.")] = False,
     output: Annotated[Path, typer.Option(help="Where the runs go; run again to continue.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of data subsets, initialisation and training.")] = 0,
 ) -> None:

@@ -207,7 +207,8 @@ def test_the_demo_is_four_different_tasks_and_quick_only_makes_them_smaller(inde
     assert tasks[1]["data_files"] == {
         split: str(cache / "reuters-r8" / f"{split}.jsonl") for split in ("train", "test")
     }
-    for task, small in zip(tasks, quick, strict=True):
+    assert [task["name"] for task in quick] == ["topics", "newswire"]
+    for task, small in zip(tasks, quick, strict=False):
         assert {"path": "json", "text": "text", "label": "label"}.items() <= task.items()
         assert all(0 < small[size] < task[size] for size in ("max_train", "max_test"))
         assert {**task, **corpora.QUICK_SIZES} == small

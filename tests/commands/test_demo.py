@@ -32,7 +32,7 @@ def ended(accuracy: float, forgetting: float) -> dict[str, Any]:
     ],
 )
 def test_the_verdict(plain: tuple, ours: tuple, difference: float, kept: list[bool]) -> None:
-    verdict = judge({"sequential": ended(*plain), "ewc-lora": ended(*ours)}, difference)
+    verdict = judge({"sequential": ended(*plain), "ewc-lora": ended(*ours)}, difference, share=0.5)
     assert list(verdict["checks"].values()) == kept and verdict["passed"] == all(kept)
     assert verdict["forgetting"] == {"sequential": plain[1], "ewc-lora": ours[1]}
     assert verdict["average_accuracy"] == {"sequential": plain[0], "ewc-lora": ours[0]}
@@ -57,7 +57,9 @@ def tiny(bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_runs_every_method_and_keeps_the_verdict(
     quick: bool, tiny: None, tmp_path: Path, in_process: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "judge", lambda runs, difference: judge(runs, difference) | {"passed": quick})
+    monkeypatch.setattr(
+        demo, "judge", lambda runs, difference, share: judge(runs, difference, share=share) | {"passed": quick}
+    )
     console, output = quiet(), tmp_path / "demo"
     assert demo.demo(output, quick=quick, seed=2, console=console) is quick
     output = output / "quick" if quick else output
