@@ -30,8 +30,9 @@ def demo(
 ) -> None:
     """Forget, and not forget: a real model on a stream of real text tasks, with and without protection.
 
-    MiniLM learns to sort newsgroup posts, newswire, film reviews and debates, one after the other, with one LoRA
-    adapter: by plain sequential fine-tuning, with EWC-LoRA, and on all tasks at once. The data are fetched once, into
+    MiniLM learns to sort newsgroup posts, newswire, film reviews and debates,
+    one after the other, with one LoRA adapter: by plain sequential fine-tuning,
+    with EWC-LoRA, and on all tasks at once. The data are fetched once, into
     your cache folder.
     """
     from retain.commands.demo import demo as command

@@ -38,6 +38,12 @@ def test_the_verdict(plain: tuple, ours: tuple, difference: float, kept: list[bo
     assert verdict["average_accuracy"] == {"sequential": plain[0], "ewc-lora": ours[0]}
 
 
+def test_the_quick_demo_promises_less() -> None:
+    runs = {"sequential": ended(0.6, 0.30), "ewc-lora": ended(0.8, 0.20)}
+    assert judge(runs, 0.0, share=0.9)["checks"]["forgets less"]
+    assert not judge(runs, 0.0, share=0.5)["checks"]["forgets at most half as much"]
+
+
 @pytest.fixture
 def tiny(bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo's own configuration, but for the model, the rows and the steps."""

@@ -108,7 +108,7 @@ def demo_tasks(quick: bool = False) -> list[dict[str, Any]]:
 
 
 def validation_tasks(stream: str) -> list[dict[str, Any]]:
-    """A stream ("wide", "r52", "newsgroups") to choose hyper-parameters on: training rows only, tested on a part of those."""
+    """A stream ("wide", "r52", "newsgroups") to choose hyper-parameters on, made and tested on training rows only."""
     tasks = VALIDATION[_known(stream, VALIDATION, "validation stream")]
     extra = {**SIZES, "test_fraction": 0.3}
     return [_entry(name, source, classes, ["train"]) | extra for name, (source, classes) in tasks.items()]
