@@ -56,7 +56,9 @@ def _matrix(names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> T
         table.add_column(name, justify="right", no_wrap=True)
     for t, row in enumerate(matrix):
         if any(value is not None for value in row):
-            table.add_row(["nothing yet", *names][t], *[_cell(value, i, t) for i, value in enumerate(row)])
+            alone = t > 1 and all(value is None for value in matrix[t - 1])
+            label = "all at once" if alone else ["nothing yet", *names][t]
+            table.add_row(label, *[_cell(value, i, t) for i, value in enumerate(row)])
     return table
 
 
