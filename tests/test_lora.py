@@ -291,3 +291,9 @@ def test_add_lora_is_get_peft_model() -> None:
     assert len(sites(model)) == 13
     assert {"r", "lora_alpha", "target_modules"} < lora_config_fields()
     assert re.search(r"rank 64 is larger", str(pytest.raises(ValueError, add_lora, models.bare_bert(), r=64).value))
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_no_adapter_keeps_are_refused(bias: str) -> None:
+    with pytest.raises(ValueError, match=f"bias='{bias}' trains biases"):
+        sites(models.tiny_bert(bias=bias))

@@ -179,6 +179,8 @@ def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
 def _check_config(config: Any) -> None:
     if config.peft_type != PeftType.LORA:
         raise ValueError(f"this method needs a LoRA adapter, got {config.peft_type.value}")
+    if config.bias != "none":
+        raise ValueError(f"bias={config.bias!r} trains biases of the base, which no adapter keeps; use bias='none'")
     if config.init_lora_weights not in INITIALISATIONS:
         got = f"init_lora_weights={config.init_lora_weights!r}"
         raise ValueError(f"{got} changes the base weights, which must stay; known: {INITIALISATIONS}")
