@@ -1,46 +1,13 @@
 """Per-example gradients from hooks against autograd, and that the model is left as it was found."""
 
-from collections import defaultdict
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from captured import Collected, caught, one_by_one, state_of
 from models import MLP, tiny_llama
 from retain.fisher.capture import capture, only_these_require_grad
-
-
-class Collected(defaultdict):
-    """Everything that a capture handed on: name -> list of (inputs, gradients)."""
-
-    def __init__(self):
-        super().__init__(list)
-
-    def __call__(self, name, inputs, gradients):
-        self[name].append((inputs, gradients))
-
-    def per_example(self, name):
-        """Gradients (N, out, in) of the weight."""
-        return sum(torch.einsum("nto,nti->noi", g, x) for x, g in self[name])
-
-
-def caught(model, modules, inputs, loss):
-    received = Collected()
-    with capture(model, modules, received) as tape:
-        tape.start(len(inputs))
-        loss(model(inputs)).backward()
-        tape.finish()
-    return received
-
-
-def one_by_one(model, weight, inputs, loss):
-    return torch.stack([torch.autograd.grad(loss(model(x[None])), weight)[0] for x in inputs])
-
-
-def state_of(model):
-    modes, wanted = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
-    return modes, wanted, [len(m._forward_hooks) for m in model.modules()], [p.grad for p in model.parameters()]
 
 
 class Twice(nn.Module):
@@ -167,3 +134,11 @@ def test_gradients_are_handed_on_in_float32_or_better(dtype, kept):
     model = MLP().to(dtype)
     received = caught(model, {"0": model[0]}, torch.randn(2, 4, dtype=dtype), torch.sum)
     assert {t.dtype for t in received["0"][0]} == {kept}
+
+
+def test_what_a_lower_type_is_asked_for():
+    model, received = MLP(), Collected()
+    with capture(model, {"0": model[0]}, received, torch.bfloat16) as tape, torch.autocast("cpu", torch.bfloat16):
+        tape.start(2)
+        model(torch.randn(2, 4)).sum().backward()
+    assert {t.dtype for t in received["0"][0]} == {torch.bfloat16}
