@@ -38,7 +38,7 @@ CASES = {
     "llama": (tiny_llama, prompts),
     "gpt2": (tiny_gpt2, prompts),
 }
-LABELS = ["sample", "data", "exact", "predicted"]
+LABELS = ["mixture", "sample", "data", "exact", "predicted"]
 BOTH = [
     (name, labels)
     for name in CASES
@@ -201,7 +201,7 @@ def test_classes_of_other_tasks_have_no_influence():
         assert ours["4.weight"][:2].all() and not ours["4.weight"][2:].any()
 
 
-@pytest.mark.parametrize("labels", ["sample", "data", "exact"])
+@pytest.mark.parametrize("labels", ["mixture", "sample", "data", "exact"])
 def test_gaussian_likelihood(labels):
     model, task = MLP(classes=2), regression()
     ours = parameter_fisher(model, parameters(model), task, labels=labels)

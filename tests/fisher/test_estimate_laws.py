@@ -27,7 +27,7 @@ from oracles import fisher_by_loop, relative_error, single_rows, squared_batch_m
 from retain.fisher import parameter_fisher, weight_fisher
 from retain.task import Task
 
-LABELS = ["sample", "data", "exact", "predicted"]
+LABELS = ["mixture", "sample", "data", "exact", "predicted"]
 CASES = {"mlp": (tiny_mlp, vectors), "bert": (tiny_bert, texts), "llama": (tiny_llama, prompts)}
 BOTH = [(name, labels) for name in CASES for labels in LABELS if (name, labels) != ("llama", "exact")]
 
@@ -67,7 +67,7 @@ def test_batch_size(built, case, labels):
     assert all(relative_error(other, alone) < 1e-5 for other in others)
 
 
-@pytest.mark.parametrize("labels", ["sample", "data"])
+@pytest.mark.parametrize("labels", ["mixture", "sample", "data"])
 def test_padding(built, labels):
     """Rows padded to the longest of their batch, and rows never padded, give the same."""
     model = built["llama"]
@@ -261,7 +261,7 @@ def test_an_output_that_depends_on_nothing_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": "samples"}, "unknown labels 'samples'; known: sample, data, exact, predicted"),
+        ({"labels": "samples"}, "unknown labels 'samples'; known: mixture, .*; did you mean 'sample'"),
         ({"samples": 0}, "at least 1"),
         ({"samples": -1}, "at least 1"),
         ({"batch_size": 0}, "at least 1"),
@@ -274,5 +274,5 @@ def test_options_are_checked(options, message):
 
 
 def test_exact_labels_of_sequences_are_refused(built):
-    with pytest.raises(ValueError, match="cannot enumerate sequences; use labels='sample'"):
+    with pytest.raises(ValueError, match="cannot enumerate sequences; use labels='mixture'"):
         weight_fisher(built["llama"], layers(built["llama"]), prompts(), labels="exact")

@@ -1,4 +1,4 @@
-"""Outputs, targets and likelihoods of every kind of model; rows, subsets and draws."""
+"""Outputs and targets of every kind of model; rows and subsets."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from models import (
     texts,
     tiny_llama,
 )
-from retain.task import CrossEntropy, SquaredError, Task, check_pass, draw, evaluating, forward, joined
+from retain.task import CrossEntropy, Task, check_pass, evaluating, forward, joined
 
 
 def bare_t5():
@@ -30,7 +30,7 @@ def bare_t5():
     )
 
 
-# --- forward and the likelihoods -------------------------------------------------------------------------------------
+# --- forward -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -52,77 +52,6 @@ def test_likelihood_is_the_one_the_model_itself_reports(build, data):
     nll = CrossEntropy().nll(outputs, targets)
     assert nll.shape == (5,) and outputs.shape[:-1] == targets.shape
     torch.testing.assert_close(nll.sum() / (targets != -100).sum(), model(**batch).loss)
-
-
-def test_a_sequence_is_worth_the_sum_of_its_tokens():
-    outputs, targets = torch.randn(2, 4, 5), torch.tensor([[1, 2, -100, 4], [-100, -100, -100, -100]])
-    log_p = outputs.log_softmax(-1)
-    expected = -(log_p[0, 0, 1] + log_p[0, 1, 2] + log_p[0, 3, 4])
-    torch.testing.assert_close(CrossEntropy().nll(outputs, targets), torch.stack([expected, torch.zeros(())]))
-
-
-def test_groups_compete_among_themselves():
-    groups, outputs = torch.tensor([0, 1, 1, 0]), torch.randn(6, 4, requires_grad=True)
-    targets = torch.tensor([0, 1, 2, 3, 1, 0])
-    nll = CrossEntropy(groups).nll(outputs, targets)
-    for row, target, mine in zip(outputs, targets, nll, strict=True):
-        own = (groups == groups[target]).nonzero()[:, 0]
-        torch.testing.assert_close(mine, row[own].logsumexp(0) - row[target])
-    (gradient,) = torch.autograd.grad(nll.sum(), outputs)
-    assert not gradient[groups[targets].unsqueeze(1) != groups].any() and gradient.isfinite().all()
-
-
-@pytest.mark.parametrize("labels", ["sample", "exact", "predicted"])
-def test_labels_stay_within_the_group(labels):
-    groups, outputs = torch.tensor([0, 1, 0, 1]), 5 * torch.randn(500, 4)
-    targets, uniform = torch.randint(0, 4, (500,)), torch.rand(500)
-    uniform[:2] = torch.tensor([0.0, 1 - 2**-24])
-    for weights, chosen in CrossEntropy(groups).targets(labels, outputs, targets, uniform):
-        assert (weights[groups[chosen] != groups[targets]] == 0).all()
-
-
-def test_weights_of_exact_labels_add_up_to_one():
-    pairs = list(CrossEntropy().targets("exact", torch.randn(7, 4), torch.zeros(7, dtype=torch.long), torch.zeros(7)))
-    torch.testing.assert_close(sum(w for w, _ in pairs), torch.ones(7))
-    assert [int(y[0]) for _, y in pairs] == [0, 1, 2, 3]
-
-
-def test_sampled_labels_follow_the_model():
-    outputs = torch.tensor([[0.5, -1.0, 2.0]]).expand(20000, 3)
-    zeros = torch.zeros(20000, dtype=torch.long)
-    uniform = draw(zeros, outputs, torch.arange(20000), seed=3)
-    ((_, drawn),) = CrossEntropy().targets("sample", outputs, zeros, uniform)
-    torch.testing.assert_close(drawn.bincount(minlength=3) / 20000, outputs[0].softmax(0), atol=0.01, rtol=0)
-    ((_, noisy),) = SquaredError().targets("sample", outputs[:, :1], outputs[:, :1], uniform[:, None])
-    assert float(noisy.mean()) == pytest.approx(0.5, abs=0.03) and float(noisy.std()) == pytest.approx(1, abs=0.02)
-
-
-def test_squared_error():
-    outputs, targets = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
-    expected = -torch.distributions.Normal(outputs, 1.0).log_prob(targets).sum((1, 2))
-    torch.testing.assert_close(
-        SquaredError().nll(outputs, targets) + 4 * torch.log(torch.tensor(2 * torch.pi)), expected
-    )
-    with pytest.raises(ValueError, match=r"outputs \(3, 1\) and targets \(3,\) must have one shape"):
-        SquaredError().nll(torch.randn(3, 1), torch.randn(3))
-    with pytest.raises(ValueError, match="no score at all.*use labels='sample'"):
-        list(SquaredError().targets("predicted", outputs, targets, torch.rand(3, 2, 4)))
-
-
-# --- draws -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_row_draws_the_same_in_any_batch_and_under_any_padding():
-    targets, rows = torch.tensor([[5, 6, 7, -100, -100], [-100, 3, 4, 5, -100]]), torch.tensor([11, 4])
-    outputs = torch.zeros(2, 5, VOCABULARY)
-    together = draw(targets, outputs, rows, seed=0)
-    assert together[targets == -100].eq(0).all() and together[targets != -100].ne(0).all()
-    alone = draw(targets[:1, :3], outputs[:1, :3], rows[:1], seed=0)
-    assert torch.equal(alone[0], together[0, :3])
-    left = draw(targets[:1].roll(2, 1), outputs[:1], rows[:1], seed=0)
-    assert torch.equal(left[0, 2:], together[0, :3])
-    assert not torch.equal(draw(targets, outputs, rows, seed=1), together)
-    assert not torch.equal(together[0, :3], together[1, 1:4])
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -169,6 +98,18 @@ def test_rows_come_in_order_with_their_numbers(source, size, samples):
     assert seen == [int(i) for numbers, _ in sources()["tensors"].batches(7, samples, seed=2) for i in numbers]
 
 
+@pytest.mark.parametrize("source", sources())
+def test_any_rows_can_be_taken(source):
+    task, seen = sources()[source], []
+    assert sorted(task.order(seed=1).tolist()) == list(range(11)) and task.order(1).tolist() != task.order(2).tolist()
+    for numbers, batch in task.take(torch.tensor([9, 2, 3, 10]), 3):
+        values = tuple(batch.values()) if isinstance(batch, dict) else batch
+        assert len(numbers) <= 3 and all(torch.equal(v.flatten().long(), numbers) for v in values)
+        seen += numbers.tolist()
+    assert seen == [2, 3, 9, 10]
+    assert list(task.take(torch.tensor([], dtype=torch.long), 3)) == []
+
+
 def test_subsets_of_other_seeds_are_others():
     task = Task("t", Numbers(1000))
     first, second = (torch.cat([n for n, _ in task.batches(50, 100, seed)]) for seed in (0, 1))
@@ -207,12 +148,25 @@ def test_names_that_cannot_name_a_folder(name):
         Task(name, [])
 
 
-def test_check_pass():
-    check_pass("exact", None, 1)
-    with pytest.raises(ValueError, match="unknown labels 'all'; known: sample, data, exact, predicted"):
-        check_pass("all", None, 1)
-    with pytest.raises(ValueError, match="samples and batch_size must be at least 1, got 0 and 16"):
-        check_pass("data", 0, 16)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": "all"}, "unknown labels 'all'; known: mixture, sample, exact, data, predicted$"),
+        ({"labels": "exacted"}, "did you mean 'exact'"),
+        ({"samples": 0}, "samples and batch_size must be at least 1, got 0 and 16"),
+        ({"batch_size": 0}, "samples and batch_size must be at least 1, got None and 0"),
+        ({"samples": "all"}, "samples must be a number of rows, None for all of them, or 'auto', got 'all'"),
+        ({"temperature": 0.0}, "temperature and error must be above 0 and finite, got 0.0 and 0.1"),
+        ({"temperature": float("inf")}, "above 0 and finite"),
+        ({"error": float("nan")}, "above 0 and finite"),
+        ({"dtype": "float16"}, "unknown dtype 'float16'; known: None, bfloat16; did you mean 'bfloat16'"),
+    ],
+)
+def test_passes_to_no_end_are_refused(options, message):
+    usual = {"labels": "exact", "samples": None, "batch_size": 16}
+    check_pass(**usual | {"samples": "auto", "dtype": "bfloat16"})
+    with pytest.raises(ValueError, match=message):
+        check_pass(**usual | options)
 
 
 def test_evaluating_gives_every_module_its_own_mode_back():

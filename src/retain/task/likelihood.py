@@ -1,0 +1,177 @@
+"""Likelihoods: how outputs become p(y | outputs), -log p, and its gradients with respect to the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Labels = Literal["mixture", "sample", "exact", "data", "predicted"]
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers for the targets of the rows with these numbers (N,).
+
+    A row draws its own, one target after the other: they depend on ``seed`` and the row's number, and on nothing of
+    the batch or padding in which it stands.
+    """
+
+    rows: Tensor
+    seed: int = 0
+
+    def uniform(self, used: Tensor) -> Tensor:
+        """(U,) numbers in [0, 1), one for each of the U targets that ``used`` (N, ...) marks."""
+        return self._each(used, lambda count, generator: torch.rand(count, generator=generator))
+
+    def signs(self, used: Tensor, classes: int) -> Tensor:
+        """(U, classes) of +1 and -1 in int8, a row of them for each target that ``used`` (N, ...) marks."""
+
+        def eights(count: int, generator: torch.Generator) -> Tensor:
+            return torch.randint(256, (count, -(-classes // 8)), generator=generator, dtype=torch.uint8)
+
+        bits = self._each(used, eights).unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=used.device)
+        return bits.bitwise_and_(1).flatten(1)[:, :classes].to(torch.int8).mul_(-2).add_(1)
+
+    def _each(self, used: Tensor, drawn: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        generator, parts = torch.Generator(), []
+        for number, count in zip(self.rows.tolist(), used.reshape(len(used), -1).sum(1).tolist(), strict=True):
+            parts.append(drawn(count, generator.manual_seed(hash((self.seed, number)) % 2**63)))
+        return torch.cat(parts).to(used.device)
+
+
+class Loss(Protocol):
+    """A predictive distribution p(y | outputs)."""
+
+    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """-log p(targets | outputs) of each example (N,), summed over the example's targets (tokens)."""
+
+    def scores(
+        self, labels: Labels, outputs: Tensor, targets: Tensor, draws: Draws, temperature: float = 1.0
+    ) -> Iterator[Tensor]:
+        """Gradients of -log p with respect to the outputs, each of their shape, in float32 or better.
+
+        Propagated back one by one, the squares of what they give an example add up to its Fisher information, in
+        expectation over ``draws`` where ``labels`` draws at all. Targets that are left out get exactly zero.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEntropy:
+    """Categorical likelihood over the last dimension of the outputs (N, C) or (N, T, C); targets of -100 are left out.
+
+    ``groups`` (C,) names the task that owns each class: only the classes of a label's own task compete with it (the
+    local cross-entropy of class-incremental learning), everything else about that label is as if the other heads
+    did not exist.
+    """
+
+    groups: Tensor | None = None
+
+    def restrict(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The outputs with the classes of other tasks than the target's at -inf."""
+        if self.groups is None:
+            return outputs
+        groups = self.groups.to(outputs.device)
+        return outputs.masked_fill(groups != groups[targets.clamp(min=0)].unsqueeze(-1), float("-inf"))
+
+    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        logits = precise(self.restrict(outputs, targets).movedim(-1, 1))
+        losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        return losses.reshape(len(losses), -1).sum(1)
+
+    def scores(
+        self, labels: Labels, outputs: Tensor, targets: Tensor, draws: Draws, temperature: float = 1.0
+    ) -> Iterator[Tensor]:
+        """p - onehot(y) of each target, with p = softmax(outputs / temperature), also where y is drawn from p.
+
+        It is not divided by the temperature: 1 gives the Fisher information, and ever larger ones the curvature of
+        the outputs themselves, (I - 11'/C) / C, unless the labels are given ("data") or fixed ("predicted").
+        """
+        used = targets != IGNORED
+        p = (precise(self.restrict(outputs.detach()[used], targets[used])) / temperature).softmax(-1)
+        if labels == "exact" and outputs.dim() > 2:
+            raise ValueError("labels='exact' enumerates classes and cannot enumerate sequences; use labels='mixture'")
+        found: Iterator[Tensor]
+        if labels == "exact":
+            found = (_residual(p, c) * p[:, c].sqrt().unsqueeze(-1) for c in (p != 0).any(0).nonzero()[:, 0])
+        elif labels == "mixture":
+            found = iter([_mixture(p, draws.signs(used, p.shape[-1]))])
+        elif labels == "sample":
+            found = iter([_residual(p, _sample(p, draws.uniform(used)))])
+        else:
+            found = iter([_residual(p, targets[used] if labels == "data" else p.argmax(-1))])
+        for score in found:
+            yield p.new_zeros(outputs.shape).masked_scatter_(used.unsqueeze(-1), score)
+
+
+def _residual(p: Tensor, classes: Tensor) -> Tensor:
+    """p - onehot(classes) for ``p`` (U, C), ``classes`` (U,) or one for all."""
+    return p - torch.zeros_like(p).scatter_(-1, classes.expand(len(p)).unsqueeze(-1), 1)
+
+
+def _sample(p: Tensor, uniform: Tensor) -> Tensor:
+    """(U,) classes drawn from ``p`` (U, C): where ``uniform`` (U,) falls when they are laid end to end."""
+    reached = p.cumsum(-1)
+    end = reached[:, -1]
+    # Rounding must not carry the product to the very end, past every class that can be drawn.
+    at = torch.minimum(uniform.to(p) * end, torch.nextafter(end, torch.zeros_like(end)))
+    return (reached <= at.unsqueeze(-1)).sum(-1)
+
+
+def _mixture(p: Tensor, signs: Tensor) -> Tensor:
+    """(U, C) one vector s for each target with E[s s'] = diag(p) - p p' over random ``signs`` (U, C).
+
+    The vectors sqrt(p_c) (onehot_c - p) have that sum of squares, so s could be their sum with random signs. One of
+    them can be spared: they depend on each other, sum_c sqrt(p_c) (...) = 0, and a reflection that takes sqrt(p) to
+    the axis of the most likely class k leaves C - 1 vectors with the same sum of squares. That halves the noise and
+    more; two classes have none left.
+    """
+    top, root = p.argmax(-1, keepdim=True), p.sqrt()
+    mixed, at_top = (root * signs).scatter_(-1, top, 0), root.gather(-1, top)
+    total = mixed.sum(-1, keepdim=True)
+    return mixed.addcmul_(p, -total / (1 + at_top)).scatter_(-1, top, -at_top * total)
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """Gaussian likelihood of unit variance: -log p = 1/2 ||outputs - targets||^2 + const, summed within an example."""
+
+    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        _check_shapes(outputs, targets)
+        return 0.5 * (outputs - targets).square().reshape(len(outputs), -1).sum(1)
+
+    def scores(
+        self, labels: Labels, outputs: Tensor, targets: Tensor, draws: Draws, temperature: float = 1.0
+    ) -> Iterator[Tensor]:
+        """outputs - y. The curvature of the outputs is the identity at every temperature."""
+        _check_shapes(outputs, targets)
+        mean = precise(outputs.detach())
+        each = torch.ones_like(mean, dtype=torch.bool)
+        if labels == "data":
+            yield mean - targets
+        elif labels == "predicted":
+            raise ValueError(
+                "labels='predicted' gives a Gaussian no score at all: its Fisher would be zero; use labels='mixture'"
+            )
+        elif labels == "mixture":
+            yield draws.signs(each[:, 0].reshape(len(mean), -1)[:, 0], mean[0].numel()).to(mean).reshape(mean.shape)
+        elif labels == "sample":
+            yield torch.erfinv(1 - 2 * draws.uniform(each).to(mean).clamp(1e-6, 1 - 1e-6)).reshape(mean.shape) * 2**0.5
+        else:
+            for direction in torch.eye(mean[0].numel(), device=mean.device, dtype=mean.dtype):
+                yield direction.reshape(mean[0].shape).expand(mean.shape)
+
+
+def _check_shapes(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.shape != targets.shape:
+        raise ValueError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} must have one shape")
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32, or better if it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

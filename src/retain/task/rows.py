@@ -1,0 +1,174 @@
+"""A task: its rows, and how a model's outputs on them become a negative log-likelihood."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
+
+from retain.nearest import did_you_mean
+from retain.task.likelihood import CrossEntropy, Labels, Loss
+
+Batch = Mapping[str, Tensor] | Sequence[Tensor]
+Data = DataLoader | Dataset | Sequence[Batch]
+
+
+def forward(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Outputs (N, ..., C) and targets (N, ...) of ``batch``, aligned so that outputs[..., :] predict targets[...].
+
+    A mapping with ``labels`` goes to a Hugging Face model, whose logits are returned (a causal language model's are
+    shifted by one token); a pair ``(inputs, targets)`` goes to a plain module.
+    """
+    if not isinstance(batch, Mapping):
+        inputs, targets = batch
+        return model(inputs), targets
+    kwargs = dict(batch)
+    targets = kwargs.pop("labels")
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        kwargs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=targets)
+        return model(**kwargs).logits, targets
+    return aligned(model, model(**kwargs).logits, targets)
+
+
+def aligned(model: Any, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and targets, shifted by one token against each other for a causal language model."""
+    config: Any = getattr(model, "config", None)
+    if outputs.dim() < 3 or config is None or config.is_encoder_decoder or not model.can_generate():
+        return outputs, targets
+    return outputs[:, :-1], targets[:, 1:]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One task of a stream.
+
+    ``train`` and ``test`` are a DataLoader, a list of batches, or a data set of rows that ``collate`` makes into a
+    batch. Only rows that can be counted and read again will do: importance is measured on a second, deterministic
+    pass.
+    """
+
+    name: str
+    train: Any
+    test: Any = None
+    loss: Loss = field(default_factory=CrossEntropy)
+    collate: Callable[[list], Batch] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ValueError(f"a task's name must not be empty and have no '/' (it names folders): {self.name!r}")
+
+    def batches(self, batch_size: int, samples: int | None = None, seed: int = 0) -> Iterator[tuple[Tensor, Batch]]:
+        """The training rows in their own order, or a seeded subset of ``samples`` without replacement.
+
+        Yields (row numbers (n,), batch of n rows); the row numbers do not depend on ``batch_size``.
+        """
+        order = self.order(seed)
+        return self.take(order[:samples] if samples is not None else order, batch_size)
+
+    def order(self, seed: int = 0) -> Tensor:
+        """The numbers of all training rows (N,), shuffled by ``seed``."""
+        count = sum(map(_rows_in, self.train)) if _in_batches(self) else len(rows_of(self.train, self.collate)[0])
+        if count == 0:
+            raise ValueError("a task has no training rows")
+        return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+    def take(self, numbers: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
+        """(row numbers (n,), batch of n rows), n <= ``batch_size``, of the rows ``numbers`` (M,) from first to last."""
+        numbers = numbers.sort().values
+        if _in_batches(self):
+            yield from _rebatched(self.train, numbers, batch_size)
+            return
+        rows, collate = rows_of(self.train, self.collate)
+        for chunk in numbers.split(batch_size) if len(numbers) else ():
+            yield chunk, collate([rows[int(i)] for i in chunk])
+
+
+def rows_of(data: Any, collate: Callable | None) -> tuple[Any, Callable]:
+    """A data set of rows and what makes a batch of them."""
+    if isinstance(data, DataLoader):
+        data, collate = data.dataset, data.collate_fn
+    try:
+        len(data)
+    except TypeError as error:
+        raise ValueError(
+            f"a task needs rows that can be counted and read again; a {type(data).__name__} cannot"
+        ) from error
+    return data, collate or default_collate
+
+
+def joined(tasks: Sequence[Task]) -> Task:
+    """All rows of ``tasks`` as one task (the joint upper bound); losses and collate functions must be shared."""
+    if all(_in_batches(task) for task in tasks):
+        return Task("joint", [batch for task in tasks for batch in task.train], loss=tasks[-1].loss)
+    rows = [rows_of(task.train, task.collate) for task in tasks]
+    return Task("joint", ConcatDataset([r for r, _ in rows]), loss=tasks[-1].loss, collate=rows[-1][1])
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """``batch`` on ``device``."""
+    if isinstance(batch, Mapping):
+        return {k: v.to(device) for k, v in batch.items()}
+    return tuple(v.to(device) for v in batch)
+
+
+def check_pass(
+    labels: str,
+    samples: int | str | None,
+    batch_size: int,
+    *,
+    temperature: float = 1.0,
+    error: float = 0.1,
+    dtype: str | None = None,
+) -> None:
+    """Refuse a Fisher pass with unknown labels, without examples, or to no end."""
+    for name, value, known in (("labels", labels, get_args(Labels)), ("dtype", dtype, (None, "bfloat16"))):
+        if value not in known:
+            hint = did_you_mean(value, [k for k in known if k])
+            raise ValueError(f"unknown {name} {value!r}; known: {', '.join(map(str, known))}{hint}")
+    if isinstance(samples, str) and samples != "auto":
+        raise ValueError(f"samples must be a number of rows, None for all of them, or 'auto', got {samples!r}")
+    if batch_size < 1 or (isinstance(samples, int) and samples < 1):
+        raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
+    if not (0 < temperature < math.inf and 0 < error < math.inf):
+        raise ValueError(f"temperature and error must be above 0 and finite, got {temperature} and {error}")
+
+
+def _in_batches(task: Task) -> bool:
+    return isinstance(task.train, list | tuple) and task.collate is None
+
+
+def _rows_in(batch: Batch) -> int:
+    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
+
+
+def _rebatched(batches: Sequence[Batch], chosen: Tensor, size: int) -> Iterator[tuple[Tensor, Batch]]:
+    start = 0
+    for batch in batches:
+        length = _rows_in(batch)
+        mine = chosen[(chosen >= start) & (chosen < start + length)]
+        for chunk in mine.split(size) if len(mine) else ():
+            index = chunk - start
+            if isinstance(batch, Mapping):
+                yield chunk, {k: v[index.to(v.device)] for k, v in batch.items()}
+            else:
+                yield chunk, tuple(v[index.to(v.device)] for v in batch)
+        start += length
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The block runs in eval mode; every module then gets its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
