@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 import models
 from retain.lora import sites
@@ -17,6 +19,19 @@ from retain.task import evaluating
 # Of the random factors: large enough for the past to show in every model's logits.
 SIZE = 0.3
 PATTERNS = {"r": 4, "rank_pattern": {"query": 2, "1.intermediate.dense": 6}, "alpha_pattern": {"value": 3}}
+
+
+def bare_resnet(seed: int = 0, **config: Any) -> nn.Module:
+    """An image classifier of convolutions: 7 by 7, 3 by 3 and 1 by 1, with strides 1 and 2, and batch norms."""
+    settings = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1], "num_labels": models.CLASSES}
+    settings |= {"layer_type": "basic"} | config
+    return models.seeded(lambda: transformers.ResNetForImageClassification(transformers.ResNetConfig(**settings)), seed)
+
+
+def tiny_resnet(seed: int = 0, **lora: Any) -> PeftModel:
+    """``bare_resnet`` with LoRA on every convolution, and a trainable head."""
+    fixed = {"lora_alpha": 1, "target_modules": ["convolution"], "modules_to_save": ["classifier.1"]}
+    return models.adapted(bare_resnet(seed), seed, **fixed | lora)
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,7 @@ CASES = {
     "llama": Case(models.bare_llama, models.tiny_llama, models.prompts),
     "gpt2": Case(models.bare_gpt2, models.tiny_gpt2, models.prompts),
     "vit": Case(models.bare_vit, models.tiny_vit, models.images),
+    "resnet": Case(bare_resnet, tiny_resnet, models.images),
     "patterns": Case(models.bare_bert, models.tiny_bert, models.texts, PATTERNS),
     "rslora": Case(models.bare_bert, models.tiny_bert, models.texts, PATTERNS | {"use_rslora": True}),
 }
@@ -75,7 +91,7 @@ def twin(case: Case, changes: Mapping[str, Tensor]) -> nn.Module:
     bare = case.bare()
     for name, change in changes.items():
         layer = bare.get_submodule(name)
-        layer.weight += change if isinstance(layer, nn.Linear) else change.T
+        layer.weight += (change.T if isinstance(layer, Conv1D) else change).reshape(layer.weight.shape)
     return bare
 
 

@@ -216,7 +216,6 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "bias": (models.tiny_bert, {"lora_bias": True}, r"bert\.encoder\.layer\.0\.\S+: .*lora_bias"),
     "rank": (models.tiny_bert, {"r": 33}, r"attention\.self\.query: rank 33 is larger .*\(32, 32\)"),
     "embedding": (models.tiny_bert, {"target_modules": ["word_embeddings"]}, r"word_embeddings: .*Embedding.*Linear"),
-    "convolution": (models.tiny_vit, {"target_modules": ["projection"]}, r"patch_embeddings\.projection: .*Conv2d"),
     "parameter": (
         models.tiny_bert,
         {"target_modules": [], "target_parameters": ["query.weight"]},

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, PeftType, get_peft_model
+from peft.tuners.lora import Conv2d as LoraConv2d
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from retain.linalg import truncate
 from retain.nearest import did_you_mean
+from retain.past import Past
 from retain.stock import PREFIX, baked_config, baked_state
 
 # They leave the base weights as they are; the others (PiSSA, OLoRA, CorDA, LoftQ...) change what "frozen" means.
@@ -35,8 +37,9 @@ INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 class Site:
     """One adapted linear map of a model, under the name that it has in the base model.
 
-    Factors have the shapes of stock LoRA: A (r, in), B (out, r); ``scale`` s is alpha/r (alpha/sqrt(r) for rsLoRA). The
-    past is kept in the same units, so that folding is pure concatenation.
+    Factors are A (r, in) and B (out, r); ``scale`` s is alpha/r (alpha/sqrt(r) for rsLoRA). The past is kept in the
+    same units, so that folding is pure concatenation. A convolution is a linear map of patches: in is its channels x
+    height x width, and A and B are flat views of the factors that stock LoRA has.
     """
 
     name: str
@@ -46,12 +49,17 @@ class Site:
     @property
     def A(self) -> Tensor:
         """Trainable factor (r, in)."""
-        return self.layer.lora_A[self.adapter].weight
+        return _flat(self.layer.lora_A[self.adapter].weight)
 
     @property
     def B(self) -> Tensor:
         """Trainable factor (out, r)."""
-        return self.layer.lora_B[self.adapter].weight
+        return _flat(self.layer.lora_B[self.adapter].weight)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimizer moves: the parameters behind B, then those behind A."""
+        return [p for x in (self.layer.lora_B, self.layer.lora_A) for p in x[self.adapter].parameters()]
 
     @property
     def scale(self) -> float:
@@ -89,6 +97,7 @@ class Site:
     def set_factors(self, B: Tensor, A: Tensor) -> None:
         """Copy B (out, r), A (r, in) into the trainable factors, through the inverse of any parametrisation."""
         for module, value in ((self.layer.lora_B[self.adapter], B), (self.layer.lora_A[self.adapter], A)):
+            value = value.reshape(module.weight.shape)
             if is_parametrized(module, "weight"):
                 module.weight = value
             else:
@@ -193,9 +202,10 @@ def _check_targets(model: nn.Module, wanted: Any) -> None:
     else:
         missing = [t for t in sorted(wanted or ()) if not any(f".{n}".endswith(f".{t}") for n in names)]
     if missing:
-        known = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+        kinds = nn.Linear | nn.Conv2d | Conv1D
+        known = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, kinds)})
         hint = f"{', '.join(known)}{did_you_mean(missing[0], known)}"
-        raise ValueError(f"target_modules {missing} match nothing; linear layers here: {hint}")
+        raise ValueError(f"target_modules {missing} match nothing; layers here: {hint}")
 
 
 def _sites(model: PeftModel, adapter: str) -> dict[str, Site]:
@@ -203,84 +213,70 @@ def _sites(model: PeftModel, adapter: str) -> dict[str, Site]:
     for module_name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer) and module_name.startswith(PREFIX):
             name = module_name.removeprefix(PREFIX)
-            if type(module) not in (LoraLinear, PastLinear):
+            if not isinstance(module, Past) and type(module) not in KINDS:
                 kinds = f"{type(module).__name__} on a {type(module.get_base_layer()).__name__}"
-                raise ValueError(f"{name}: LoRA of kind {kinds} is not supported; known: Linear on a Linear or Conv1D")
+                known = "Linear on a Linear or Conv1D, Conv2d on a Conv2d"
+                raise ValueError(f"{name}: LoRA of kind {kinds} is not supported; known: {known}")
             if adapter in module.lora_A:
-                found[name] = Site(name, _with_past(name, module, adapter), adapter)
+                found[name] = Site(name, module, adapter)
+                _give_past(found[name])
     return found
 
 
-def _with_past(name: str, layer: Any, adapter: str) -> PastLinear:
-    if adapter in layer.lora_variant:
-        kind = type(layer.lora_variant[adapter]).__name__
+def _give_past(site: Site) -> None:
+    """Turn the layer of ``site`` into one with a past, if it is none yet."""
+    name, layer, (out, r), in_ = site.name, site.layer, site.B.shape, site.A.shape[1]
+    if site.adapter in layer.lora_variant:
+        kind = type(layer.lora_variant[site.adapter]).__name__
         raise ValueError(f"{name}: only plain LoRA is supported, not {kind} (DoRA and kin)")
-    if layer.lora_bias[adapter]:
+    if layer.lora_bias[site.adapter]:
         raise ValueError(f"{name}: lora_bias=True is not supported: its bias is no part of B A")
-    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    if A.shape[0] > min(A.shape[1], B.shape[0]):
-        raise ValueError(f"{name}: rank {A.shape[0]} is larger than the layer, ({B.shape[0]}, {A.shape[1]})")
-    if not isinstance(layer, PastLinear):
-        layer.__class__ = PastLinear
-        layer.register_buffer("past_A", A.new_empty(0, A.shape[1]), persistent=False)
-        layer.register_buffer("past_B", B.new_empty(B.shape[0], 0), persistent=False)
+    if isinstance(layer, LoraConv2d):
+        _check_convolution(name, layer.get_base_layer())
+    if r > min(out, in_):
+        raise ValueError(f"{name}: rank {r} is larger than the layer, ({out}, {in_})")
+    if not isinstance(layer, Past):
+        layer.__class__ = KINDS[type(layer)]
+        layer.register_buffer("past_A", site.A.new_empty(0, in_), persistent=False)
+        layer.register_buffer("past_B", site.B.new_empty(out, 0), persistent=False)
         layer.past_merged = False
     if not len(layer.past_A):
-        layer.past_adapter = adapter
-    return layer
+        layer.past_adapter = site.adapter
 
 
-class PastLinear(LoraLinear):
-    """A stock LoRA layer with a frozen past, at the scale of ``past_adapter``, in its forward, merge and load."""
+def _check_convolution(name: str, base: nn.Conv2d) -> None:
+    """Refuse a convolution whose stock LoRA is no change of its weight."""
+    for key, plain in (("groups", 1), ("dilation", (1, 1)), ("padding_mode", "zeros")):
+        if (value := getattr(base, key)) != plain:
+            raise ValueError(
+                f"{name}: LoRA of a Conv2d with {key}={value!r} is not supported, since peft's is no change B A of its "
+                f"weight; leave it out with exclude_modules"
+            )
 
-    past_A: Tensor
-    past_B: Tensor
-    past_adapter: str
-    past_merged: bool
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.disable_adapters and self.past_merged:
-            self.unmerge()
-        result = super().forward(x, *args, **kwargs)
-        if self.disable_adapters or self.past_merged or not len(self.past_A):
-            return result
-        past = F.linear(F.linear(x.to(self.past_A.dtype), self.past_A), self.past_B) * self.scaling[self.past_adapter]
-        if names := kwargs.get("adapter_names"):
-            on = torch.tensor([n != "__base__" for n in names], device=x.device)
-            past = past * on.view(-1, *[1] * (past.dim() - 1))
-        return result + past.to(result.dtype)
+class PastLinear(Past, LoraLinear):
+    """A stock LoRA layer on a Linear or Conv1D, with a past."""
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
-        if len(self.past_A) and not self.past_merged:
-            self._shift_base(1)
+    def past_output(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.past_A), self.past_B)
 
-    def unmerge(self) -> None:
-        super().unmerge()
-        if self.past_merged:
-            self._shift_base(-1)
+    def as_weight(self, change: Tensor) -> Tensor:
+        return change.T if self.fan_in_fan_out else change
 
-    def _shift_base(self, sign: int) -> None:
-        past = sign * self.scaling[self.past_adapter] * (self.past_B @ self.past_A)
-        weight = self.get_base_layer().weight
-        weight.data += (past.T if self.fan_in_fan_out else past).to(weight.dtype)
-        self.past_merged = sign > 0
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        """An adapter is its present and its past: both go."""
-        super().delete_adapter(adapter_name)
-        if adapter_name == self.past_adapter:
-            self.past_A, self.past_B = self.past_A[:0], self.past_B[:, :0]
+class PastConv2d(Past, LoraConv2d):
+    """A stock LoRA layer on a Conv2d, with a past; in = channels x height x width of the kernel."""
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Split baked factors of a higher rank into the present, which comes first, and the past."""
-        key_A, key_B = (f"{prefix}lora_{x}.{self.past_adapter}.weight" for x in "AB")
-        rank = self.r.get(self.past_adapter, 0)
-        if key_A in state_dict and key_B in state_dict and len(state_dict[key_A]) > rank:
-            A, B = state_dict[key_A], state_dict[key_B]
-            self.past_A, self.past_B = A[rank:].to(self.past_A, copy=True), B[:, rank:].to(self.past_B, copy=True)
-            state_dict[key_A], state_dict[key_B] = A[:rank], B[:, :rank]
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def past_output(self, x: Tensor) -> Tensor:
+        base = self.get_base_layer()
+        inner = F.conv2d(x, self.past_A.view(-1, *base.weight.shape[1:]), None, base.stride, base.padding)
+        return F.conv2d(inner, self.past_B[:, :, None, None])
+
+    def as_weight(self, change: Tensor) -> Tensor:
+        return change.view(self.get_base_layer().weight.shape)
+
+
+KINDS = {LoraLinear: PastLinear, LoraConv2d: PastConv2d}
 
 
 def _save_plain(
@@ -296,3 +292,8 @@ def _save_plain(
         PeftModel.save_pretrained(model, save_directory, *args, state_dict=state, **kwargs)
     finally:
         model.peft_config.update(configs)
+
+
+def _flat(weight: Tensor) -> Tensor:
+    """A factor as a matrix; the parameter itself where it is one."""
+    return weight if weight.dim() == 2 else weight.flatten(1)

@@ -25,10 +25,12 @@ def baked_state(state: Mapping[str, Tensor], sites: Mapping[str, Any]) -> dict[s
     plain = {}
     for site in sites.values():
         B_past, A_past = site.past
-        for x, axis, present, past in (("B", 1, site.B, B_past), ("A", 0, site.A, A_past)):
+        for x, axis, factors, past in (("B", 1, site.layer.lora_B, B_past), ("A", 0, site.layer.lora_A, A_past)):
             key = f"{PREFIX}{site.name}.lora_{x}.{site.adapter}.weight"
-            present = state.get(key, present.detach())
-            plain[key] = torch.cat([present, past.to(present)], axis)
+            present = state.get(key, factors[site.adapter].weight.detach())
+            shape = [*present.shape]
+            shape[axis] = past.shape[axis]
+            plain[key] = torch.cat([present, past.to(present).view(shape)], axis)
     stems = tuple(key.removesuffix("weight") for key in plain)
     return {k: v for k, v in state.items() if not k.startswith(stems)} | plain
 
