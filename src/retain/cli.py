@@ -21,6 +21,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+ConfigFile = Annotated[Path, typer.Argument(help="A YAML file: see docs/cli.md.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="[cyan]section.key=value[/], values as in YAML.", show_default=False)
+]
+
 
 @app.command()
 def demo(
@@ -42,12 +47,22 @@ def demo(
 
 
 @app.command()
-def run(
-    config: Annotated[Path, typer.Argument(help="A YAML file: see docs/cli.md.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="[cyan]section.key=value[/], values as in YAML.", show_default=False)
-    ] = None,
-) -> None:
+def plan(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Say what a run would take before anything is loaded: bytes, steps, seconds, for every form of the Fisher.
+
+    Needs the model's config.json alone, and counts the rows of data that lie
+    here. Seconds come from the rate of matrix products, measured in passing.
+
+    Example: [cyan]retain plan bot.yaml lora.r=64 method.fisher.form=kronecker[/]
+    """
+    from retain.commands.plan import plan as command
+    from retain.config import load
+
+    command(load(config, overrides or ()), Console())
+
+
+@app.command()
+def run(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train on the tasks of a YAML file, one after the other; run again after a crash: it continues.
 
     Example: [cyan]retain run bot.yaml method.strength=300 training.learning_rate=1e-4[/]

@@ -1,0 +1,297 @@
+"""``retain plan``: bytes, steps and seconds of a run before anything is loaded or trained."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from retain.commands.costs import Cost, Machine, Outline, cost, machine, outline
+from retain.commands.table import MISSING, human
+from retain.config import RunConfig, TaskConfig, make_method, training_arguments
+from retain.data import MAX_LENGTH
+from retain.fisher.choice import Choice
+from retain.fisher.forms import FORMS
+from retain.lora import sites
+from retain.method import Method
+from retain.methods.ewc_lora import EWCLoRA
+from retain.sources import FORMATS, read
+
+# What is shown of each form, beside what is configured: these options on top of its defaults.
+SHOWN: dict[str, list[dict[str, Any]]] = {
+    "diagonal": [{"storage": "float32"}, {"storage": "bfloat16"}, {"storage": "uint8"}],
+    "kronecker": [{}, {"rank": None}],
+}
+ROWS, CLASSES = 1000, 2  # of a task whose data are not at hand
+MUCH = 0.1  # of a training step
+
+Task = tuple[str, int | None, list[str] | None]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of the run; None is what cannot be known without a download."""
+
+    name: str
+    rows: int | None
+    classes: int | None
+    batch: int
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run before it begins.
+
+    Attributes:
+        costs: of forms, by name and options.
+        configured: which of them the method keeps; None if it keeps none.
+        looked: rows that a boundary runs forward to see how their scores are spread.
+        examples: that it then runs forward, and backward for each of so many ``labels``.
+        growth: bytes that every task adds.
+    """
+
+    config: RunConfig
+    method: Method
+    found: Outline
+    here: Machine
+    tasks: list[Training]
+    costs: dict[str, Cost]
+    configured: str | None
+    looked: int
+    examples: int
+    labels: int
+    growth: float
+
+    @property
+    def batch(self) -> int:
+        """Rows of a training step."""
+        return max(task.batch for task in self.tasks)
+
+    @property
+    def trained(self) -> float:
+        """Bytes of what trains, its gradients and AdamW's two moments."""
+        return 4 * (self.found.bytes_of("adapter") + self.found.bytes_of("heads"))
+
+    def step(self, batch: int) -> float:
+        """Seconds of a training step, penalty aside: forward, and backward without gradients of frozen weights."""
+        return self.here.seconds(2 * batch * self.found.flops, self.found.dtype)
+
+    def boundary(self, cost: Cost) -> float:
+        """Seconds of a boundary."""
+        passes = self.looked + self.examples * (1 + self.labels)
+        products = self.here.seconds(self.examples * self.labels * cost.measuring)
+        return self.here.seconds(passes * self.found.flops, self.found.dtype) + products + cost.making
+
+
+def plan(config: RunConfig, console: Console | None = None) -> Plan:
+    """Print what a run of ``config`` would take; no weights are loaded, and of data only what lies here is counted.
+
+    Raises:
+        ValueError: what a run would stop at: its model, adapter, method, or data.
+    """
+    console = console or Console()
+    with console.status("counting"):
+        made = make(config)
+    for part in (_print_model, _print_forms, _print_tasks):
+        part(made, console)
+    for warning in warnings(made):
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+    return made
+
+
+def make(config: RunConfig) -> Plan:
+    """The plan of ``config``; errors as for ``plan``."""
+    tasks = [task for entry in config.tasks for task in _tasks(config, entry)]
+    classes = [own or [f"{name}: {i}" for i in range(CLASSES)] for name, _, own in tasks]
+    outputs = len(set().union(*classes)) if config.scenario == "domain" else sum(map(len, classes))
+    length = max(entry.max_length or MAX_LENGTH for entry in config.tasks)
+    found = outline(config.model, config.lora, outputs, length)
+    method, here = make_method(config, found.model), machine([found.dtype, torch.float32])
+    own: Choice | None = vars(method).get("choice")
+    choice = own or EWCLoRA(found.model).choice
+    name = next(name for name, form in FORMS.items() if form is choice.form)
+    shown = [(form, options) for form in FORMS for options in SHOWN.get(form, [{}])] + [(name, choice.options)]
+    costs = {_label(*form): cost(form[0], _complete(*form), found, here.device) for form in shown}
+    rows = max(n or ROWS for _, n, _ in tasks)
+    samples = choice.sweep.get("samples")
+    examples = min(rows, samples) if isinstance(samples, int) else rows
+    growth = 0.0
+    if sketch := own and own.own.get("sketches"):
+        growth += cost("kronecker", {"rank": sketch}, found, here.device).kept
+    if method.grows and (not sketch or config.method.get("mode") == "merge" and config.method.get("rank") is None):
+        growth += found.bytes_of("adapter")
+    return Plan(
+        config,
+        method,
+        found,
+        here,
+        _trainings(config, tasks, method.cumulative),
+        costs,
+        configured=_label(name, choice.options) if own else None,
+        looked=examples if examples < rows else 0,
+        examples=examples,
+        labels=outputs if choice.sweep.get("labels") == "exact" else 1,
+        growth=growth,
+    )
+
+
+def _complete(form: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(FORMS[form].collector).parameters.values()
+    return {p.name: options.get(p.name, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _label(form: str, options: Mapping[str, Any]) -> str:
+    """A form as a configuration has it: ``kronecker, rank: null``."""
+    written = {k: "null" if v is None else v for k, v in _complete(form, options).items()}
+    return ", ".join([form, *(f"{key}: {value}" for key, value in written.items())])
+
+
+def _tasks(config: RunConfig, entry: TaskConfig) -> Iterator[Task]:
+    """Name, rows and classes of the tasks that ``entry`` becomes, as far as they are known without a download."""
+    files = str(entry.data_files or entry.data_dir)
+    if not os.path.isdir(entry.path) and (entry.path not in FORMATS or "://" in files):
+        yield entry.name, None, None if entry.classes is None else [str(c) for c in entry.classes]
+        return
+    train, _, classes = read(entry, config.seed)
+    step = entry.split_by_class or len(classes)
+    for i, start in enumerate(range(0, len(classes), step)):
+        own = classes[start : start + step]
+        rows = train.of(own).at_most(entry.max_train, config.seed)
+        yield f"{entry.name}-{i}" if entry.split_by_class else entry.name, len(rows.names), own
+
+
+def _trainings(config: RunConfig, tasks: Sequence[Task], cumulative: bool) -> list[Training]:
+    """One for each of ``tasks``, or one of all together."""
+    numbered = list(enumerate(tasks))
+    if cumulative:
+        rows = None if any(n is None for _, n, _ in tasks) else sum(n or 0 for _, n, _ in tasks)
+        numbered = [(len(tasks) - 1, ("joint", rows, [c for *_, own in tasks for c in own or ()]))]
+    trainings = []
+    for number, (name, rows, classes) in numbered:
+        arguments = training_arguments(config, number, name, Path(config.output))
+        batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
+        trainings.append(Training(name, rows, len(classes or ()) or None, batch, _steps(arguments, rows)))
+    return trainings
+
+
+def _steps(arguments: Any, rows: int | None) -> int | None:
+    """Optimizer steps as Trainer counts them."""
+    if arguments.max_steps > 0 or rows is None:
+        return arguments.max_steps if arguments.max_steps > 0 else None
+    size = arguments.train_batch_size
+    batches = rows // size if arguments.dataloader_drop_last else math.ceil(rows / size)
+    return math.ceil(arguments.num_train_epochs * max(1, math.ceil(batches / arguments.gradient_accumulation_steps)))
+
+
+def warnings(made: Plan) -> Iterator[str]:
+    """What may surprise."""
+    config, found, here = made.config, made.found, made.here
+    base, mine = found.bytes_of("base"), made.costs[made.configured] if made.configured else Cost()
+    if mine.kept > base:
+        least = min(made.costs, key=lambda label: made.costs[label].kept)
+        yield (
+            f"{made.configured} keeps {human(mine.kept)}, more than the base model's {human(base)}; {least} keeps "
+            f"{human(made.costs[least].kept)}"
+        )
+    need = base + made.trained + mine.boundary
+    if here.memory is not None and need > here.memory:
+        what = "training" if not mine.boundary else "a boundary"
+        where = here.name if here.device.type == "cuda" else "this machine"
+        yield (
+            f"{what} holds {human(need)} without activations (base model {human(base)}, adapter in training "
+            f"{human(made.trained)}, Fisher {human(mine.boundary)}), and {where} has {human(here.memory)}"
+        )
+    if (share := mine.penalty / made.step(made.batch)) > MUCH:
+        yield f"the penalty of {made.configured} adds {share:.0%} to every training step of {made.batch} rows"
+    if made.configured and made.configured.startswith("factored"):
+        most = made.costs[_label("diagonal", {"storage": "uint8"})].kept
+        yield f"{made.configured} keeps a byte a weight of maps that its factors do not fit, {human(most)} at most"
+    if made.growth:
+        cap = "; method.rank caps the folded past" if config.method.get("mode") == "merge" else ""
+        yield f"{config.method['name']} keeps {human(made.growth)} more with every task{cap}"
+    widest = max(min(out, in_) for out, in_, *_ in found.shapes)
+    if (rank := config.method.get("rank")) is not None and rank >= widest:
+        yield f"method.rank {rank} cuts nothing: the adapted maps have ranks of at most {widest}"
+    if found.longest is not None:
+        for entry in (entry for entry in config.tasks if (entry.max_length or 0) > found.longest):
+            yield f"task {entry.name!r}: max_length {entry.max_length} is more than the model's {found.longest}"
+
+
+def _print_model(made: Plan, console: Console) -> None:
+    config, found = made.config, made.found
+    base, kind = found.bytes_of("base"), type(found.model.get_base_model()).__name__
+    console.print(
+        f"[bold]{escape(os.path.basename(config.model.path))}[/] as {kind}: {_count(base / found.dtype.itemsize)} "
+        f"weights, {human(base)} in {str(found.dtype)[6:]}\n"
+        f"adapter {human(found.bytes_of('adapter'))}, heads {human(found.bytes_of('heads'))}; "
+        f"with gradients and AdamW's moments {human(made.trained)}",
+        highlight=False,
+    )
+    names: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, site in sites(found.model).items():
+        names[f"{len(site.B)} x {site.A.shape[1]}"][name.rpartition(".")[2]] += 1
+    table = Table("maps", "out x in", "named")
+    for shape, group in names.items():
+        table.add_row(str(group.total()), shape, ", ".join(sorted(group)))
+    console.print(table)
+
+
+def _print_forms(made: Plan, console: Console) -> None:
+    console.print("[italic]what each form of their Fisher information takes (method.fisher)[/]")
+    table = Table("form")
+    for title in ("kept", "boundary", "takes", "step"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for label, form in made.costs.items():
+        share = form.penalty / made.step(made.batch)
+        cells = human(form.kept), human(form.boundary), human_time(made.boundary(form))
+        step = f"+{share:.1%}" if share >= 0.0005 else "<0.1%"
+        mark, style = ("▸ ", "bold") if label == made.configured else ("  ", "")
+        table.add_row(f"{mark}{label}", *cells, step, style=style)
+    console.print(table)
+    name = made.config.method["name"]
+    mine = f"▸ is what {name} keeps" if made.configured else f"{name} keeps none of them"
+    rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {str(kind)[6:]}" for kind, rate in made.here.rates.items())
+    console.print(
+        "[dim]kept: from task to task, however many. boundary: at the end of each, the Fisher so far, the sums and "
+        f"the new one. step: what the penalty adds to one. {mine}.\n"
+        f"Times are estimates: matrix products alone, at the rates of {made.here.name} just now ({rates}), for "
+        f"{made.examples} examples of {made.found.example} at a boundary and {made.batch} in a step. Shorter rows "
+        "take less; what is no product comes on top.[/]",
+        highlight=False,
+    )
+
+
+def _print_tasks(made: Plan, console: Console) -> None:
+    table = Table("task")
+    for title in ("rows", "classes", "steps", "which take"):
+        table.add_column(title, justify="right")
+    for task in made.tasks:
+        seconds = task.steps and human_time(task.steps * made.step(task.batch))
+        table.add_row(task.name, *(str(x or MISSING) for x in (task.rows, task.classes, task.steps, seconds)))
+    console.print(table)
+    if any(task.rows is None for task in made.tasks):
+        console.print(f"[dim]{MISSING} is known once the data are downloaded[/]", highlight=False)
+
+
+def human_time(seconds: float) -> str:
+    """A duration as people read it."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 0.1 else "<0.1 s"
+
+
+def _count(number: float) -> str:
+    """A number of weights: 7.5 B."""
+    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
