@@ -84,7 +84,7 @@ def main(steps: int = 300, output: Path = Path("runs/functions.png")) -> dict[st
     for name, keywords in METHODS.items():
         model = network()
         # "exact" and all rows: the Fisher of a small regression costs nothing and need not be sampled.
-        method = EWC(model, labels="exact", samples=None, **keywords)
+        method = EWC(model, fisher={"labels": "exact", "samples": None}, **keywords)
         tasks = [make_task(piece) for piece in PIECES]
         for task in tasks:
             fit(model, method, task, steps)

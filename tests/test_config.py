@@ -7,6 +7,7 @@ import pytest
 
 from retain import config
 from retain.config import ConfigError, RunConfig, dump, load, parse
+from retain.method import Method
 
 TASK = {"name": "faq", "path": "json", "data_files": "faq.jsonl"}
 LEAST = {"model": {"path": "m"}, "tasks": [TASK]}
@@ -208,6 +209,14 @@ def test_sections_that_are_passed_through_are_checked_by_name() -> None:
     assert task_mistake(training={"num_train_epoch": 1}).startswith("tasks.1.training: unknown key 'num_train_epoch'")
 
 
+def test_importance_is_chosen_by_overrides(file: Path) -> None:
+    overrides = ["method.name=ewc-lora", "method.fisher.form=kronecker", "method.fisher.rank=16"]
+    assert load(file, overrides).method == {"name": "ewc-lora", "fisher": {"form": "kronecker", "rank": 16}}
+    with pytest.raises(ConfigError) as error:
+        load(file, [*overrides, "method.fisher.form=kronecer"])
+    assert str(error.value).startswith("method.fisher.form: unknown form 'kronecer'") and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("key", ["output_dir", "seed", "data_seed", "remove_unused_columns", "label_names"])
 def test_what_a_run_sets_itself_is_refused_with_the_reason(key: str) -> None:
     assert mistake(training={key: 1}) == f"training: {key!r} cannot be set here: {config.OURS[key]}"
@@ -215,8 +224,13 @@ def test_what_a_run_sets_itself_is_refused_with_the_reason(key: str) -> None:
 
 
 def test_the_constructor_of_a_method_is_its_schema(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mine:
+    class Mine(Method):
         def __init__(self, model: Any, *, strength: float = 1.0, decay: float = 1.0) -> None: ...
+
+        @classmethod
+        def check(cls, *, strength: float, decay: float) -> None:
+            if strength > 9:
+                raise ValueError(f"{strength} with {decay} is too strong")
 
     monkeypatch.setattr("retain.methods.METHODS", {"mine": Mine, "ewc": Mine})
     assert parse(LEAST | {"method": {"name": "mine", "strength": 2}}).method == {"name": "mine", "strength": 2}
@@ -225,6 +239,7 @@ def test_the_constructor_of_a_method_is_its_schema(monkeypatch: pytest.MonkeyPat
     complaint = "method: unknown key 'strenght' (value 2); known: name, strength, decay; did you mean 'strength'?"
     assert mistake(method={"name": "mine", "strenght": 2}) == complaint
     assert mistake(method={"name": "mine", "model": 2}).startswith("method: unknown key 'model'")
+    assert mistake(method={"name": "mine", "strength": 10}) == "method: 10 with 1.0 is too strong"
 
 
 def test_every_method_is_known() -> None:

@@ -47,6 +47,9 @@ def test_the_task_known_and_unknown(seen: list[int], batch_size: int) -> None:
     score = evaluate(model(), task, seen=seen, batch_size=batch_size)
     loss, known, unknown, found = by_hand(seen)
     assert score.n == 7 and score.loss == pytest.approx(loss, rel=1e-5)
+    assert score.losses.shape == (7,) and score.losses.mean().item() == score.loss
+    own = evaluate(model(), Task("t", [], [(rows()[3][0][None], rows()[3][1][None])], CrossEntropy(GROUPS)), seen=seen)
+    assert score.losses[3].item() == pytest.approx(own.loss, rel=1e-5)  # in the order of the rows
     assert [score.correct.tolist(), score.correct_unknown.tolist(), score.task_found.tolist()] == [
         known,
         unknown,

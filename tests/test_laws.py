@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -12,20 +13,32 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformers import TrainingArguments
 
-from models import fit, texts, tiny_bert
+from models import fit, texts, tiny_bert, train
 from retain import EWC, METHODS, EWCLoRA, Method, Sequential, Task
 from retain.hf import fit as fit_with_trainer
 from retain.lora import adapter_parameters, load_adapter
 from retain.task import default_collate, forward
 
 Make = Callable[..., Method]
-VARIANTS: dict[str, Make] = {
+KRONECKER = {"form": "kronecker", "rank": 3}
+RULES: dict[str, Make] = {
     **METHODS,
-    "sequential, merged": lambda model, **k: Sequential(model, mode="merge", **k),
-    "ewc, online": lambda model, **k: EWC(model, decay=0.9, **k),
-    "ewc-lora, merged": lambda model, **k: EWCLoRA(model, mode="merge", **k),
-    "ewc-lora, merged and capped": lambda model, **k: EWCLoRA(model, mode="merge", rank=4, **k),
+    "sequential, merged": partial(Sequential, mode="merge"),
+    "ewc, online": partial(EWC, decay=0.9),
+    "ewc-lora, merged": partial(EWCLoRA, mode="merge"),
+    "ewc-lora, merged and capped": partial(EWCLoRA, mode="merge", rank=4),
 }
+FORMS: dict[str, Make] = {
+    "ewc-lora, bfloat16": partial(EWCLoRA, fisher={"storage": "bfloat16"}),
+    "ewc-lora, uint8": partial(EWCLoRA, fisher={"storage": "uint8"}),
+    "ewc-lora, factored": partial(EWCLoRA, fisher={"form": "factored"}),
+    "ewc-lora, kronecker": partial(EWCLoRA, strength=10.0, fisher=KRONECKER | {"rank": None}),
+    "ewc-lora, kronecker of low rank": partial(EWCLoRA, strength=10.0, fisher=KRONECKER),
+    "ewc-lora, kronecker, merged": partial(EWCLoRA, strength=10.0, mode="merge", fisher=KRONECKER),
+    "ewc-lora, sketched": partial(EWCLoRA, fisher={"sketches": 2}),
+}
+VARIANTS = RULES | FORMS
+PROTECTING = {name: make for name, make in VARIANTS.items() if "strength" in inspect.signature(make).parameters}
 every_method = pytest.mark.parametrize("make", VARIANTS.values(), ids=VARIANTS)
 A, B, C = (texts(name, seed=seed) for seed, name in enumerate("abc"))
 
@@ -85,8 +98,10 @@ def test_what_was_saved_after_a_task_continues_like_what_never_stopped(make: Mak
     same(first.state_dict(), second.state_dict())
 
 
-@every_method
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("make", "accumulation"),
+    [pytest.param(make, n, id=f"{name}-{n}") for name, make in VARIANTS.items() for n in (1, 2)[name in FORMS :]],
+)
 def test_own_loop_and_trainer_give_the_same_weights(make: Make, accumulation: int, tmp_path: Any) -> None:
     own, other = (make(steady_bert(), seed=0) for _ in range(2))
     for number, task in enumerate([texts("a", (4, 4, 4), 0), texts("b", (4, 4, 4), 1)]):
@@ -166,6 +181,51 @@ def test_training_moves_the_adapter(make: Make) -> None:
     after = parameters(method)
     folded = {name: site.delta() for name, site in method.sites.items()}
     assert any(not torch.equal(before[n], after[n]) for n in before) and all(d.abs().max() > 0 for d in folded.values())
+
+
+every_protection = pytest.mark.parametrize("make", PROTECTING.values(), ids=PROTECTING)
+
+
+@cache
+def sequential(**options: Any) -> list[dict[str, Tensor]]:
+    """The weights after the first and the second task without protection."""
+    method, found = Sequential(steady_bert(), seed=0, **options), []
+    for task in (A, B):
+        fit(method, task)
+        found.append(parameters(method))
+    return found
+
+
+@every_protection
+def test_on_the_first_task_and_without_strength_it_is_sequential_to_the_bit_and_else_it_is_not(make: Make) -> None:
+    chosen = make.keywords if isinstance(make, partial) else {}
+    first, second = sequential(**{key: value for key, value in chosen.items() if key in ("mode", "rank")})
+    method = learned(make, A)
+    same(parameters(method), first)
+    fit(method, B)
+    assert any(not torch.equal(p, second[name]) for name, p in parameters(method).items())
+    same(parameters(learned(partial(make, strength=0.0), A, B)), second)
+
+
+@every_protection
+def test_the_foreseen_rise_starts_at_zero_after_every_boundary_and_is_what_the_penalty_weighs(make: Make) -> None:
+    method = make(steady_bert(), seed=0)
+    assert method.predicted_rise() == {}
+    for learned_so_far, task in enumerate([A, B, C]):
+        train(method, task)
+        if learned_so_far:
+            foreseen, weighed = method.predicted_rise()["total"], torch.as_tensor(method.extra_loss()).item()
+            counts_from_each_own_end = type(method) is EWC and learned_so_far > 1
+            assert foreseen == pytest.approx(weighed / method.strength, rel=1e-4) or counts_from_each_own_end
+            assert foreseen > 0
+        method.end_task(task)
+        assert all(abs(rise) < 1e-6 for rise in method.predicted_rise().values())
+        assert list(method.remembered) == list(method.learned) and max(method.remembered.values()) == 1
+
+
+@pytest.mark.parametrize("make", [m for n, m in VARIANTS.items() if n not in PROTECTING])
+def test_what_protects_nothing_foresees_nothing(make: Make) -> None:
+    assert learned(make, A).predicted_rise() == {}
 
 
 @every_method

@@ -116,7 +116,7 @@ def test_results_say_everything(bert: str, tmp_path: Path) -> None:
 def test_a_domain_stream_has_one_linear_head_that_every_task_trains(bert: str, tmp_path: Path) -> None:
     files = [jsonl(tmp_path / f"{i}.jsonl", rows(["sad", "glad"])) for i in range(2)]
     tasks = [{"name": f"d{i}", "path": "json", "data_files": file} for i, file in enumerate(files)]
-    for method in ({"name": "sequential"}, {"name": "ewc-lora", "samples": 8}):
+    for method in ({"name": "sequential"}, {"name": "ewc-lora", "fisher": {"samples": 8}}):
         output = str(tmp_path / method["name"])
         config = settings(bert, tmp_path, tasks=tasks, scenario="domain", method=method, output=output)
         shop = prepare(config)

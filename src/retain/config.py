@@ -6,19 +6,20 @@ import glob
 import inspect
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from retain import yamls
-from retain.mistakes import check_names, one_line
+from retain.mistakes import check_names, check_types, one_line
 from retain.nearest import did_you_mean
 
 LORA = {"r": 8, "target_modules": "all-linear"}
 METHOD = {"name": "ewc-lora"}
+QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
 OURS = {  # keywords of TrainingArguments that a run sets itself
     "output_dir": "a run trains under its own `output`",
     "seed": "write `seed` at the top level: one seed rules the whole run",
@@ -128,9 +129,9 @@ class RunConfig(_Section):
     @field_validator("lora")
     @classmethod
     def _lora(cls, lora: dict[str, Any]) -> dict[str, Any]:
-        from retain.lora import lora_config_fields
+        from retain.lora import LoraConfig, lora_config_fields
 
-        check_names(lora, lora_config_fields(), "peft.LoraConfig")
+        _check(lora, lora_config_fields(), get_type_hints(LoraConfig), "peft.LoraConfig")
         return LORA | lora
 
     @field_validator("method")
@@ -141,8 +142,11 @@ class RunConfig(_Section):
         name = method.get("name", METHOD["name"])
         if not isinstance(name, str) or name not in METHODS:
             raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
-        keywords = list(inspect.signature(METHODS[name].__init__).parameters)[2:]
-        check_names(method, ["name", *keywords], f"the method {name!r}")
+        maker = METHODS[name]
+        keywords = {p.name: p.default for p in list(inspect.signature(maker).parameters.values())[1:]}
+        given = {key: value for key, value in method.items() if key != "name"}
+        _check(method, ["name", *keywords], get_type_hints(maker.__init__), f"the method {name!r}")
+        maker.check(**keywords | given)
         return METHOD | method
 
     @field_validator("training")
@@ -200,8 +204,13 @@ def _checked_training(training: dict[str, Any]) -> dict[str, Any]:
     for key in training.keys() & OURS.keys():
         raise ValueError(f"{key!r} cannot be set here: {OURS[key]}")
     known = [field.name for field in fields(TrainingArguments) if field.name not in OURS]
-    check_names(training, known, "transformers.TrainingArguments")
+    _check(training, known, get_type_hints(TrainingArguments), "transformers.TrainingArguments")
     return training
+
+
+def _check(section: dict[str, Any], known: Iterable[str], kinds: Mapping[str, Any], owner: str) -> None:
+    check_names(section, known, owner)
+    check_types(section, kinds)
 
 
 def _beside(folder: str, config: RunConfig) -> RunConfig:
@@ -228,6 +237,25 @@ def training_of(config: RunConfig, task: str) -> dict[str, Any]:
     own = {e.name: e.training for e in config.tasks}
     parts = {e.name: e.training for e in config.tasks if e.split_by_class}
     return config.training | own.get(task, parts.get(task.rpartition("-")[0], {}))
+
+
+def training_arguments(config: RunConfig, number: int, task: str, folder: Path) -> Any:
+    """``TrainingArguments`` of ``task``, under ``folder``; every task's seed is a function of the run's and its number.
+
+    Raises:
+        ValueError: an argument that does not hold.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    defaults = QUIET | {"dataloader_pin_memory": torch.cuda.is_available()}
+    fixed = {
+        "output_dir": str(folder),
+        "seed": hash((config.seed, number)) % 2**31,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+    }
+    return TrainingArguments(**defaults | training_of(config, task) | fixed)
 
 
 def make_method(config: RunConfig, model: Any) -> Any:

@@ -22,6 +22,7 @@ class Score:
         correct: 1 or 0 for each row, the task known: only its own classes compete. None for sequences and regression.
         correct_unknown: the same, the task unknown: all classes seen so far compete. None if tasks own no classes.
         task_found: 1 or 0 for each row: the winning class belongs to the right task. None if tasks own no classes.
+        losses: the loss of each row (n,), whose mean ``loss`` is. None if it was not kept.
     """
 
     n: int
@@ -29,6 +30,7 @@ class Score:
     correct: Tensor | None = None
     correct_unknown: Tensor | None = None
     task_found: Tensor | None = None
+    losses: Tensor | None = None
 
 
 @torch.no_grad()
@@ -70,7 +72,7 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
             f"the loss on the test rows of task {task.name!r} is not finite: lower training.learning_rate, or "
             "use a wider dtype"
         )
-    return Score(len(loss), float(loss.mean()), whole["correct"], whole["unknown"], whole["found"])
+    return Score(len(loss), float(loss.mean()), whole["correct"], whole["unknown"], whole["found"], loss)
 
 
 def _among_seen(outputs: Tensor, groups: Tensor, seen: Sequence[int]) -> Tensor:

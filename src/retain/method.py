@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -14,6 +15,9 @@ from retain.task import Task
 
 # These run inside backward or hide their step, so that nothing can be done before and after it.
 UNHOOKABLE = {"Lomo": "AdamW", "AdaLomo": "AdamW", "DeepSpeedOptimizerWrapper": "accelerate without DeepSpeed"}
+
+# Of the first task's movement: a later task that moves the weights less is held fast.
+FROZEN = 0.03
 
 # One adapter trained on and on, or a fresh one for every task on top of the folded past.
 Mode = Literal["shared", "merge"]
@@ -32,17 +36,30 @@ class Method:
         cumulative: whether it trains once on all tasks' rows instead of task after task (the joint upper bound).
         learned: the number of each finished task, by name.
         boundary: what the last ``end_task`` measured, by name, for the record of the run.
+        strength: what a nat of the total of ``predicted_rise`` weighs in ``extra_loss``.
+        moved: of what was trained first, by name: the square of how far it moved, and on how many rows.
     """
 
     STATE: ClassVar[tuple[str, ...]] = ()
     needs_adapter: ClassVar[bool] = True
     cumulative: ClassVar[bool] = False
 
+    strength: float = 0.0
+
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         self.model, self.seed = model, seed
         self.sites: dict[str, Site] = sites(model) if self.needs_adapter or is_adapted(model) else {}
         self.learned: dict[str, Tensor] = {}
         self.boundary: dict[str, float] = {}
+        self.moved: dict[str, Tensor] = {}
+
+    @classmethod
+    def check(cls, **keywords: Any) -> None:
+        """Refuse ``keywords`` of the constructor, all of them, if they are wrong whatever the model.
+
+        Raises:
+            ValueError: what came and what is allowed, in one line.
+        """
 
     @property
     def grows(self) -> bool:
@@ -54,12 +71,12 @@ class Method:
 
     def param_groups(self) -> list[dict[str, Any]]:
         """What to optimise: the adapter's factors, then everything else that is trainable (heads)."""
-        factors = [p for s in self.sites.values() for p in (s.B, s.A) if p.requires_grad]
+        factors = [p for s in self.sites.values() for p in s.parameters if p.requires_grad]
         return [{"params": group} for group in (factors, list(self.beside().values())) if group]
 
     def beside(self) -> dict[str, nn.Parameter]:
         """What trains beside the adapter's factors, by name: heads, and whatever else the user left trainable."""
-        factors = {id(p) for s in self.sites.values() for p in (s.B, s.A)}
+        factors = {id(p) for s in self.sites.values() for p in s.parameters}
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in factors}
 
     def linear_beside(self) -> dict[str, nn.Parameter]:
@@ -71,6 +88,19 @@ class Method:
         """What to add to the loss, once per optimizer step, in nats per example."""
         return 0.0
 
+    def predicted_rise(self) -> dict[str, float]:
+        """How much training since the last boundary has raised the loss on earlier tasks, as the method foresees it.
+
+        "total", in nats per example, sums over the finished tasks, each counted as in ``remembered``; a method that
+        can tell tasks apart gives the rise of each under its name, too. Empty where nothing is foreseen.
+        """
+        return {}
+
+    @property
+    def remembered(self) -> dict[str, float]:
+        """How much each finished task counts in the total of ``predicted_rise``, by name; 1 is fully."""
+        return faded(self.learned, 1.0)
+
     def before_step(self) -> None:
         """Called when gradients are final: unscaled and clipped."""
 
@@ -80,6 +110,31 @@ class Method:
     def end_task(self, task: Task) -> None:
         """Measure, consolidate, remember. The function that was trained stays what it is."""
         self.learned[task.name] = torch.tensor(1 + max((int(n) for n in self.learned.values()), default=-1))
+
+    def compare_movement(self, squares: Mapping[str, float], task: Task) -> None:
+        """Warn if ``task`` has hardly moved the weights, compared with the first task, when nothing held them yet.
+
+        Fewer rows may move them less. The ratio of both movements goes into ``boundary["moved"]``.
+
+        Args:
+            squares: ||change||^2 since the last boundary, of everything that is protected, by name.
+            task: the one just trained on.
+        """
+        rows = len(task.order())
+        if not self.learned:
+            self.moved = {name: torch.tensor([square, rows]) for name, square in squares.items()}
+        if not self.learned or not self.moved or not any(float(first[0]) for first in self.moved.values()):
+            return
+        first = math.fsum(float(square) for square, _ in self.moved.values()) ** 0.5
+        moved = math.fsum(squares.values()) ** 0.5
+        self.boundary["moved"] = moved / first
+        fewer = min(1.0, rows / max(float(n) for _, n in self.moved.values()))
+        if self.strength and 0 < moved < FROZEN * fewer * first:
+            warnings.warn(
+                f"{task.name!r} has moved the weights by {moved / first:.1%} of what the first task moved them: the "
+                f"protection has frozen the model. method.strength is {self.strength:g}: lower it",
+                stacklevel=3,
+            )
 
     def activate(self, task: str | None) -> None:
         """Use the coefficients of ``task`` for inference, where a method keeps some; None: the latest."""
@@ -134,11 +189,17 @@ class Method:
         for attribute, value in kept.items():
             if missing := self.sites.keys() - value.keys() if self.sites.keys() & value.keys() else set():
                 raise ValueError(f"the state has no {attribute} of {min(missing)}")
+        for attribute in (*self.STATE, "learned"):
+            setattr(self, attribute, kept[attribute])
         for name, site in self.sites.items():
             empty = {"B": site.B[:, :0], "A": site.A[:0]}
             site.set_past(**past.get(name, empty))
-        for attribute, value in kept.items():
-            setattr(self, attribute, value)
+
+
+def faded(learned: Mapping[str, Tensor], decay: float) -> dict[str, float]:
+    """decay^age of every finished task by name, in the order that they were learned; the latest has age 0."""
+    order = sorted(learned, key=lambda name: int(learned[name]))
+    return {name: decay ** (len(order) - 1 - i) for i, name in enumerate(order)}
 
 
 def check_mode(mode: str, rank: int | None) -> Mode:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from retain.nearest import did_you_mean
@@ -19,14 +19,23 @@ EXPECTED = {  # pydantic's kinds of mistake in plain words
     "float_type": "a number",
     "float_parsing": "a number",
     "list_type": "a list",
+    "sequence_str": "a list",
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
     "dict_type": "a section of keys",
+    "mapping_type": "a section of keys",
     "model_type": "a section of keys",
 }
 
 
-def check_names(section: dict[str, Any], known: Iterable[str], owner: str) -> None:
+class Within(ValueError):
+    """A mistake at ``key`` of the section that was looked at; every section around it puts its own name in front."""
+
+    def __init__(self, key: str, reason: object) -> None:
+        super().__init__(f"{key}{'.' if isinstance(reason, Within) else ': '}{reason}")
+
+
+def check_names(section: Mapping[str, Any], known: Iterable[str], owner: str) -> None:
     """Refuse a key of ``section`` that ``owner`` does not know.
 
     Raises:
@@ -36,6 +45,49 @@ def check_names(section: dict[str, Any], known: Iterable[str], owner: str) -> No
     for key, value in section.items():
         if key not in known:
             raise ValueError(_unknown(key, value, known, owner))
+
+
+def check_types(section: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Refuse a value of ``section`` that the type annotation of its key in ``kinds`` does not allow.
+
+    Where only an object of a library's own class would do, the value is left to that library.
+
+    Raises:
+        Within: naming the key, its value and what is expected.
+    """
+    for key, value in section.items():
+        if key not in kinds:
+            continue
+        try:
+            TypeAdapter(kinds[key], config=ConfigDict(arbitrary_types_allowed=True, strict=True)).validate_python(value)
+        except PydanticUserError:
+            continue
+        except ValidationError as error:
+            mistakes = [mistake for mistake in error.errors() if mistake["type"] in (*EXPECTED, "literal_error")]
+            if mistakes:
+                raise _wrong_type(key, value, mistakes) from None
+
+
+def _wrong_type(key: str, value: Any, mistakes: Sequence[ErrorDetails]) -> Within:
+    """Among the types that were tried the one that fits best is that which fails deepest inside ``value``."""
+    places = [tuple(s for s in mistake["loc"] if _inside(value, s)) for mistake in mistakes]
+    deepest = max(places, key=len)
+    found = [mistake for place, mistake in zip(places, mistakes, strict=True) if place == deepest]
+    return Within(".".join(map(str, (key, *deepest))), _refusal(found[0]["input"], map(_expected, found)))
+
+
+def _inside(value: Any, step: int | str) -> bool:
+    return isinstance(step, int) if isinstance(value, list) else isinstance(value, dict) and step in value
+
+
+def _refusal(value: Any, expected: Iterable[str]) -> str:
+    allowed = " or ".join(dict.fromkeys(expected))
+    hint = did_you_mean(value, re.findall("'(.*?)'", allowed))
+    if isinstance(value, bool) and "text" in allowed:
+        hint = "; in YAML no and yes are false and true unless they stand in quotes"
+    elif str(value).lower() == "none" and not hint:
+        hint = "; in YAML nothing is written null"
+    return f"{value!r} is not allowed; expected {allowed}{hint}"
 
 
 def _unknown(key: object, value: Any, known: Sequence[str], owner: str = "") -> str:
@@ -57,10 +109,8 @@ def one_line(error: ValidationError, document: dict[str, Any], root: type[BaseMo
     if first["type"] == "extra_forbidden":
         return f"{_dotted(place[:-1])}: {_unknown(place[-1], first['input'], _keys(root, place[:-1]))}"
     if first["type"] == "value_error":
-        return f"{_dotted(place)}: {first['ctx']['error']}"
-    expected = " or ".join(dict.fromkeys(_expected(e) for p, e in places if p == place))
-    hint = did_you_mean(first["input"], re.findall("'(.*?)'", expected))
-    return f"{_dotted(place)}: {first['input']!r} is not allowed; expected {expected}{hint}"
+        return str(Within(_dotted(place), first["ctx"]["error"]))
+    return f"{_dotted(place)}: {_refusal(first['input'], (_expected(e) for p, e in places if p == place))}"
 
 
 def _expected(mistake: ErrorDetails) -> str:
@@ -77,8 +127,7 @@ def _place(location: Sequence[int | str], document: Any) -> tuple[int | str, ...
     """``location`` as far as it is in the document: pydantic appends the name of the type it tried."""
     place: list[int | str] = []
     for step in location:
-        inside = isinstance(document, dict) and step in document or isinstance(document, list) and isinstance(step, int)
-        if not inside:
+        if not _inside(document, step):
             break
         document = document[step]
         place.append(step)

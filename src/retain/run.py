@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -16,29 +18,23 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from transformers import TrainingArguments
 
 from retain import config as configuration
 from retain import store
 from retain.config import RunConfig
 from retain.data import Stream, load_stream
-from retain.evaluate import evaluate
+from retain.evaluate import Score, evaluate
 from retain.heads import heads_of
 from retain.hf import fit, load_model, load_processor
 from retain.lora import adapter_parameters
 from retain.method import Method
 from retain.progress import StepBar, WorkBar
-from retain.results import headline, record, results
+from retain.results import calibrate, doubts, headline, record, results, row_losses
 from retain.task import Task, joined
 
-MODEL, METHOD = "state/model.safetensors", "state/method.safetensors"
-DEFAULTS: dict[str, Any] = {
-    "report_to": "none",
-    "save_strategy": "no",
-    "logging_strategy": "no",
-    "disable_tqdm": True,
-    "dataloader_pin_memory": torch.cuda.is_available(),
-}
+MODEL, METHOD, LOSSES = "state/model.safetensors", "state/method.safetensors", "state/losses.safetensors"
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,8 @@ class Workshop:
         stages = [Stage(-1, "the untouched model", folder / "base")]
         for i, task in trainings:
             own = folder / "tasks" / f"{i:02d}-{task.name}"
-            stages.append(Stage(i, task.name, own, task, _arguments(self.config, i, task.name, own / "trainer")))
+            arguments = configuration.training_arguments(self.config, i, task.name, own / "trainer")
+            stages.append(Stage(i, task.name, own, task, arguments))
         return stages
 
     def names(self) -> list[str]:
@@ -143,10 +140,13 @@ def run(config: RunConfig, console: Console | None = None) -> dict[str, Any]:
     rows = sum(len(task.test) for task in shop.stream.tasks)
     with WorkBar(console, sum(stage.work for stage in left) + rows * len(left)) as bar:
         for i, stage in enumerate(left, len(finished)):
-            _work(shop, stage, bar)
+            _work(shop, stage, stages[max(i - 1, 0)].folder, bar)
             for previous in stages[:i]:
                 shutil.rmtree(previous.folder / "state", ignore_errors=True)
-            console.print(headline(stage.name, _read(stages[: i + 1]), config.scenario))
+            records = _read(stages[: i + 1])
+            console.print(headline(stage.name, records, config.scenario))
+            for warning in records[-1]["warnings"]:
+                console.print(f"  [yellow]{escape(warning)}[/]", highlight=False)
     store.verify(stages[-1].folder, "adapter")
     store.copy_folder(stages[-1].folder / "adapter", output / "adapter")
     summary = results(config, shop.stream, _read(stages))
@@ -181,7 +181,7 @@ def restore(shop: Workshop, folder: Path) -> None:
     Raises:
         StoreError: a file of the state is missing, damaged, or of another model.
     """
-    store.verify(folder, MODEL, METHOD)
+    store.verify(folder, MODEL, METHOD, LOSSES)
     tensors, parameters = store.read_tensors(folder / MODEL), adapter_parameters(shop.model)
     if tensors.keys() != parameters.keys():
         raise store.StoreError(f"{folder / MODEL}: its parameters are not those of this model")
@@ -196,39 +196,45 @@ def choose_trainable(shop: Workshop, number: int) -> None:
     heads, everything = heads_of(shop.model), shop.method.cumulative
     if heads is None:
         return
-    factors = {id(p) for site in shop.method.sites.values() for p in (site.A, site.B)}
+    factors = {id(p) for site in shop.method.sites.values() for p in site.parameters}
     for parameter in adapter_parameters(shop.model).values():
         parameter.requires_grad_(id(parameter) in factors or number == 0 or everything)
     heads.train_only(range(number + 1) if everything else [number])
 
 
-def _work(shop: Workshop, stage: Stage, bar: WorkBar) -> None:
-    """One stage from begin to done."""
-    clock, boundary = _Clock(), {}
-    if stage.task is not None and stage.arguments is not None:
-        choose_trainable(shop, stage.number)
-        bar.show(f"{stage.name}: training")
-        shop.method.begin_task(stage.task)
-        heads = shop.config.heads.learning_rate
-        fit(
-            shop.model,
-            stage.task,
-            shop.method,
-            stage.arguments,
-            head_learning_rate=heads,
-            callbacks=[StepBar(bar, stage.work)],
-        )
+def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar) -> None:
+    """One stage from begin to done; ``last`` is the folder of the stage before."""
+    clock, warned = _Clock(), list[str]()
+    found: dict[str, Any] = {"boundary": {}, "warnings": warned}
+    foreseen, remembered = dict[str, float](), dict[str, float]()
+    if stage.task is not None:
+        _train(shop, stage.task, stage, bar, warned)
         clock.lap("train")
         bar.show(f"{stage.name}: measuring what it needs")
-        shop.method.end_task(stage.task)
-        boundary = shop.method.boundary
+        foreseen, remembered = shop.method.predicted_rise(), shop.method.remembered
+        with _heard(warned):
+            shop.method.end_task(stage.task)
+        found["boundary"] = shop.method.boundary
         clock.lap("boundary")
     scores = _score(shop, stage, bar)
+    if foreseen:
+        found["calibration"] = calibrate(foreseen, remembered, store.read_tensors(last / LOSSES), row_losses(scores))
+        loss = store.read_json(last / "scores.json")["tasks"][stage.name]["loss"]
+        warned += doubts(found["calibration"], shop.method.strength, stage.name, loss)
     clock.lap("evaluate")
-    _save(shop, stage, scores | {"boundary": boundary, "seconds": clock.seconds})
+    _save(shop, stage, scores, found | {"seconds": clock.seconds})
 
 
-def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Any]:
+def _train(shop: Workshop, task: Task, stage: Stage, bar: WorkBar, warned: list[str]) -> None:
+    choose_trainable(shop, stage.number)
+    bar.show(f"{stage.name}: training")
+    with _heard(warned):
+        shop.method.begin_task(task)
+    rate, bars = shop.config.heads.learning_rate, [StepBar(bar, stage.work)]
+    fit(shop.model, task, shop.method, stage.arguments, head_learning_rate=rate, callbacks=bars)
+
+
+def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Score]:
     seen, scores = range(stage.number + 1), {}
     for task in shop.stream.tasks:
         bar.show(f"{stage.name}: scoring {task.name}")
@@ -236,30 +242,29 @@ def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Any]:
         scores[task.name] = evaluate(shop.model, task, seen=seen, batch_size=shop.config.evaluation.batch_size)
         bar.advance(len(task.test))
     shop.method.activate(None)
-    return record(stage.number, scores)
+    return scores
 
 
-def _save(shop: Workshop, stage: Stage, scores: dict[str, Any]) -> None:
+@contextmanager
+def _heard(warned: list[str]) -> Iterator[None]:
+    """What the block warns a user of joins ``warned``, to be shown and kept with the rest."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    warned += [str(warning.message) for warning in caught]
+
+
+def _save(shop: Workshop, stage: Stage, scores: dict[str, Score], found: dict[str, Any]) -> None:
+    found = record(stage.number, scores) | found
     if stage.task is not None:
         shop.write_adapter(stage.folder / "adapter")
         store.write_tensors(stage.folder / MODEL, adapter_parameters(shop.model))
         store.write_tensors(stage.folder / METHOD, shop.method.state_dict())
-        scores["bytes"] = {"adapter": store.size(stage.folder / "adapter"), "state": store.size(stage.folder / METHOD)}
+        store.write_tensors(stage.folder / LOSSES, row_losses(scores))
+        found["bytes"] = {"adapter": store.size(stage.folder / "adapter"), "state": store.size(stage.folder / METHOD)}
         shutil.rmtree(stage.folder / "trainer", ignore_errors=True)
-    store.write_json(stage.folder / "scores.json", scores)
+    store.write_json(stage.folder / "scores.json", found)
     store.close(stage.folder)
-
-
-def _arguments(config: RunConfig, number: int, name: str, folder: Path) -> TrainingArguments:
-    """The run's training arguments, the task's own on top; every task has its own seed, a function of the run's."""
-    own = configuration.training_of(config, name)
-    fixed = {
-        "output_dir": str(folder),
-        "seed": hash((config.seed, number)) % 2**31,
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
-    }
-    return TrainingArguments(**DEFAULTS | own | fixed)
 
 
 def _read(stages: Sequence[Stage]) -> list[dict[str, Any]]:

@@ -30,6 +30,8 @@ def results(tasks: int = 2, name: str = "task", **change: Any) -> dict[str, Any]
         "accuracy": {"matrix": matrix, "scores": scores, "intervals_95": intervals},
         "bytes": {"adapter": 1_300_000, "state": 900},
         "seconds": {"train": 61.2, "evaluate": 3.4},
+        "calibration": [],
+        "warnings": {},
     } | change
 
 
@@ -101,3 +103,49 @@ def test_a_comparison_fits_a_terminal() -> None:
 )
 def test_bytes_as_people_read_them(size: float, text: str) -> None:
     assert human(size) == text
+
+
+def rise(foreseen: float | None, measured: float, error: float | None, ratio: float | None) -> dict[str, Any]:
+    return {"foreseen": foreseen, "measured": measured, "standard_error": error, "ratio": ratio}
+
+
+BOUNDARIES = [
+    {"after": 2, "total": rise(0.004, 0.12, 0.02, 1 / 30), "tasks": {"task0": rise(None, 0.12, 0.02, None)}},
+    {
+        "after": 3,
+        "total": rise(0.25, 0.2, 0.03, 1.25),
+        "tasks": {"task0": rise(0.2, 0.21, 0.02, 0.95), "task1": rise(0.05, -0.01, None, None)},
+    },
+]
+
+
+def test_what_was_foreseen_stands_beside_what_came_of_it() -> None:
+    out = console()
+    print_scores(out, results(3, calibration=BOUNDARIES))
+    text = shown(out)
+    lines = [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
+    for line in (
+        "task1 task0 +0.120 ± 0.020 0.004 1/30 of it",
+        "task2 all 2, summed +0.200 ± 0.030 0.25 1.2 times that",
+        "task0 +0.210 ± 0.020 0.2 0.95 times that",
+        "task1 -0.010 0.05 no clear rise",
+    ):
+        assert line in lines
+    assert "earlier tasks' test loss" in text and max(map(len, text.splitlines())) <= 80
+    plain = console()
+    print_scores(plain, results())
+    assert "foreseen" not in shown(plain)
+
+
+def test_tasks_that_were_not_told_apart_are_not_listed() -> None:
+    out = console()
+    tasks = {name: rise(None, 0.1, 0.02, None) for name in ("task0", "task1")}
+    print_scores(out, results(3, calibration=[{"after": 3, "total": rise(0.1, 0.2, 0.03, 0.5), "tasks": tasks}]))
+    lines = [line.replace("│", " ").split() for line in shown(out).splitlines()]
+    assert [line[:3] for line in lines if "0.1" in line] == [["task2", "all", "2,"]]
+
+
+def test_warnings_are_shown_again_at_the_end() -> None:
+    out = console()
+    print_scores(out, results(warnings={"after 2": ["it is frozen [bold]", "and inert"], "after 3": ["still"]}))
+    assert shown(out).endswith("it is frozen [bold]\nand inert\nstill\n")

@@ -24,7 +24,8 @@ def trained(tasks, **options):
     method, springs = EWC(MLP().double(), **options), []
     for task in tasks:
         train(method, task)
-        fisher = parameter_fisher(method.model, method.parameters, task, seed=method.boundary_seed, **method.options)
+        options = {"seed": method.boundary_seed, **method.choice.sweep}
+        fisher = parameter_fisher(method.model, method.parameters, task, **options)
         springs.append((fisher, {n: p.detach().clone() for n, p in method.parameters.items()}))
         method.end_task(task)
     return method, springs
@@ -50,7 +51,8 @@ def test_constant_storage_is_the_sum_over_five_tasks():
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-14)
     stored = sum(t.numel() for t in method.state_dict().values())
-    assert stored == 2 * sum(p.numel() for p in parameters) + len(parameters) + 5
+    # Beside both: a constant, a level and two numbers of the first movement for each, and a number for each task.
+    assert stored == 2 * sum(p.numel() for p in parameters) + 2 * len(parameters) + 2 * len(parameters) + 5
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
@@ -61,6 +63,20 @@ def test_online_ewc_decays_the_past_and_holds_on_to_the_last_weights(decay):
     online = explicit_ewc(method.parameters, [(total, springs[-1][1])], 3.0)
     torch.testing.assert_close(method.extra_loss(), online, rtol=1e-12, atol=0)
     assert online.item() != pytest.approx(explicit_ewc(method.parameters, springs, 3.0).item(), rel=1e-3)
+
+
+def test_the_foreseen_rise_is_that_since_the_last_boundary():
+    """The penalty counts every task's rise since its own end; a part of it is older than the training at hand."""
+    method, springs = trained(FIVE, strength=3.0)
+    before = explicit_ewc(method.parameters, springs, 1.0).item()
+    moved(method)
+    since = explicit_ewc(method.parameters, springs, 1.0).item() - before
+    assert method.predicted_rise() == {"total": pytest.approx(since, rel=1e-10)} and before > 0
+    assert method.remembered == dict.fromkeys(method.learned, 1.0)
+    online, _ = trained(FIVE[:3], strength=3.0, decay=0.5)
+    moved(online)
+    assert online.predicted_rise()["total"] == pytest.approx(online.extra_loss().item() / 3)
+    assert online.remembered == {"task 0": 0.25, "task 1": 0.5, "task 2": 1.0}
 
 
 def test_a_strong_spring_holds_the_weights_of_a_plain_module():
@@ -130,8 +146,13 @@ def test_any_module_without_an_adapter():
         ({"strength": -1.0}, "strength must be at least 0 and finite, got -1.0"),
         ({"strength": float("nan")}, "strength must be at least 0 and finite, got nan"),
         ({"decay": 1.5}, r"decay must lie in \[0, 1\], got 1.5"),
-        ({"labels": "all"}, "unknown labels 'all'; known: sample, data, exact, predicted"),
-        ({"samples": 0}, "samples and batch_size must be at least 1"),
+        ({"fisher": {"labels": "all"}}, "fisher.labels: 'all' is not allowed; expected 'mixture', 'sample', 'exact', "),
+        ({"fisher": {"samples": 0}}, "fisher: samples and batch_size must be at least 1"),
+        ({"fisher": {"lables": "exact"}}, "fisher: unknown key 'lables' .* did you mean 'labels'"),
+        ({"fisher": {"form": "kronecker"}}, "fisher.form: 'kronecker' needs weights with rows and columns"),
+        ({"fisher": {"form": "diag"}}, "fisher.form: unknown form 'diag'; known: diagonal, .* did you mean 'diagonal'"),
+        ({"fisher": {"storage": "uint8"}}, "fisher.storage: 'uint8' cannot be chosen: ewc keeps"),
+        ({"fisher": {"sketches": 2}}, "fisher: unknown key 'sketches'"),
     ],
 )
 def test_options_are_checked_when_it_is_made(options, message):

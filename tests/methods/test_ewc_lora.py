@@ -1,4 +1,7 @@
-"""EWC-LoRA in both modes: the spring, the boundary, its limits, and the reference's defect E1."""
+"""EWC-LoRA in both modes: the spring, the boundary, its limits, and the reference's defect E1.
+
+What it foresees, and the forms of its importance, are in ``test_ewc_lora_forms.py``.
+"""
 
 import pytest
 import torch
@@ -21,6 +24,11 @@ def bare_mlp(**lora):
 
 def deltas(method):
     return {name: site.delta() for name, site in method.sites.items()}
+
+
+def dense(method):
+    """The diagonal Fisher (out, in) of every site."""
+    return {name: form.state_dict()["fisher"] for name, form in method.forms.items()}
 
 
 def distance(one, other):
@@ -57,7 +65,7 @@ def test_on_the_first_task_it_is_sequential_whatever_the_strength(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_an_endless_strength_holds_the_weight_change(mode):
     def change(strength):
-        method = EWCLoRA(bare_mlp(), strength=strength, mode=mode, labels="exact")
+        method = EWCLoRA(bare_mlp(), strength=strength, mode=mode, fisher={"labels": "exact"})
         fit(method, A)
         before = deltas(method)
         fit(method, B, learning_rate=1e-3, epochs=30)
@@ -75,7 +83,7 @@ def test_the_spring_is_the_dense_one(mode):
     anchors = {n: (s.B.detach().clone(), s.A.detach().clone()) for n, s in method.sites.items()}
     filled(method.model, seed=3)
     springs = [
-        dense_penalty(s.B, s.A, method.fisher[n], s.scale, anchors[n] if mode == "shared" else None)
+        dense_penalty(s.B, s.A, dense(method)[n], s.scale, anchors[n] if mode == "shared" else None)
         for n, s in method.sites.items()
     ]
     torch.testing.assert_close(
@@ -90,12 +98,12 @@ def test_the_fisher_decays_and_is_measured_before_the_boundary(mode, decay):
     for task in (A, B, C):
         train(method, task)
         measured.append(
-            weight_fisher(method.model, layers(method.model), task, seed=method.boundary_seed, **method.options)
+            weight_fisher(method.model, layers(method.model), task, seed=method.boundary_seed, **method.choice.sweep)
         )
         method.end_task(task)
     for name in method.sites:
         one, two, three = (fisher[name] for fisher in measured)
-        torch.testing.assert_close(method.fisher[name], decay * (decay * one + two) + three)
+        torch.testing.assert_close(dense(method)[name], decay * (decay * one + two) + three)
 
 
 def test_invariant_under_a_change_of_gauge():
@@ -170,7 +178,7 @@ def test_state_of_another_model_is_refused_by_name():
     method = EWCLoRA(bare_mlp())
     fit(method, A)
     other = EWCLoRA(bare_mlp(target_modules=["2"]))
-    with pytest.raises(ValueError, match="'fisher/0' does not belong to EWCLoRA on this model"):
+    with pytest.raises(ValueError, match="'fisher/0/fisher' does not belong to EWCLoRA on this model"):
         other.load_state_dict(method.state_dict())
     with pytest.raises(ValueError, match="'adapters/a/2/A' does not belong to EWCLoRA"):
         other.load_state_dict({"adapters/a/2/A": torch.zeros(1)})
@@ -184,7 +192,7 @@ def test_a_head_that_tasks_share_gets_a_spring_too():
     for task in (texts("a"), texts("b", seed=1)):
         train(method, task)
         head = {n: p for n, p in method.model.named_parameters() if p.requires_grad and "lora_" not in n}
-        measured.append(parameter_fisher(method.model, head, task, seed=method.boundary_seed, **method.options))
+        measured.append(parameter_fisher(method.model, head, task, seed=method.boundary_seed, **method.choice.sweep))
         method.end_task(task)
     assert {name.rpartition(".")[2] for name in method.springs} == {"weight", "bias"}
     assert method.extra_loss() == 0
@@ -208,7 +216,7 @@ def test_a_language_model():
     method = EWCLoRA(tiny_llama(), strength=10.0)
     for seed in range(2):
         fit(method, prompts(str(seed), seed=seed))
-    assert method.extra_loss() == 0 and all(f.any() for f in method.fisher.values())
+    assert method.extra_loss() == 0 and all(f.any() for f in dense(method).values())
 
 
 @pytest.mark.parametrize(
@@ -221,8 +229,6 @@ def test_a_language_model():
         ({"mode": "merge", "accumulate": "sums"}, "got 'sums'"),
         ({"strength": -1.0}, "strength must be at least 0 and finite, got -1.0"),
         ({"decay": -0.1}, r"decay must lie in \[0, 1\], got -0.1"),
-        ({"labels": "model"}, "unknown labels 'model'; known: sample, data, exact, predicted"),
-        ({"batch_size": 0}, "samples and batch_size must be at least 1"),
     ],
 )
 def test_options_are_checked_when_it_is_made(options, message):

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+
+from retain.results import share_in_words
 
 MISSING, ENDLESS = "·", 10_000
 
@@ -28,6 +31,32 @@ def print_scores(console: Console, results: Mapping[str, Any]) -> None:
             value, low, high = (format(x, form) for x in (scores[name], *intervals[name]))
             interval = f"[dim](95% over test rows: {low} to {high})[/]"
             console.print(f"  {name.replace('_', ' '):<18} {value:>6}  {interval}", highlight=False)
+    if results["calibration"]:
+        _print_calibration(console, results["calibration"], names)
+    for warnings in results["warnings"].values():
+        for warning in warnings:
+            console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
+
+
+def _print_calibration(console: Console, boundaries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """How far each task raised the loss on those before it, and how far the method foresaw that."""
+    console.print("[italic]what learning did to the earlier tasks' test loss (nats an example, ± standard error)[/]")
+    table = Table("learning", "of")
+    for title in ("raised it by", "foreseen", ""):
+        table.add_column(title, justify="right")
+    for boundary in boundaries:
+        tasks, learned = boundary["tasks"], names[boundary["after"] - 1]
+        told_apart = {name: rise for name, rise in tasks.items() if rise["foreseen"] is not None}
+        of = next(iter(tasks)) if len(tasks) == 1 else f"all {len(tasks)}, summed"
+        for name, rise in {of: boundary["total"], **(told_apart if len(tasks) > 1 else {})}.items():
+            table.add_row(learned if name == of else "", name, *_rise(rise))
+    console.print(table)
+
+
+def _rise(rise: Mapping[str, float | None]) -> tuple[str, str, str]:
+    error, ratio = rise["standard_error"], rise["ratio"]
+    measured = _number(rise["measured"], "+.3f") + ("" if error is None else f" ± {error:.3f}")
+    return measured, _number(rise["foreseen"], ".2g"), "no clear rise" if ratio is None else share_in_words(ratio)
 
 
 def print_comparison(console: Console, runs: Mapping[str, Mapping[str, Any]]) -> None:

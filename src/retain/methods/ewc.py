@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from retain.fisher import parameter_fisher
-from retain.method import Method, check_strength
-from retain.task import Labels, Task, check_pass
+from retain.fisher.choice import choose
+from retain.fisher.forms import FORMS
+from retain.method import Method, check_strength, faded
+from retain.mistakes import Within
+from retain.task import Task
 
 
 class EWC(Method):
@@ -33,11 +37,14 @@ class EWC(Method):
             paper, use strength * gamma.)
         parameters: names or patterns ("body.*") of what to protect; None: the factors of a LoRA and linear layers
             beside it, or all that is trainable.
-        labels, samples, batch_size: of the Fisher pass (``retain.fisher.parameter_fisher``).
+        fisher: keywords of the Fisher pass: ``labels``, ``temperature``, ``samples``, ``error``, ``batch_size``,
+            ``dtype`` (see ``retain.fisher.measure``). The only ``form`` for parameters of any shape is the diagonal.
+            What is left out has the default of ``measure``, but for ``FISHER``.
         seed: of the Fisher pass.
     """
 
-    STATE = ("fisher", "anchor", "constant")
+    STATE = ("fisher", "anchor", "constant", "level", "moved")
+    FISHER: dict[str, Any] = {"form": "diagonal", "samples": 1000}
     needs_adapter = False
 
     def __init__(
@@ -47,33 +54,59 @@ class EWC(Method):
         strength: float = 1e3,
         decay: float | None = None,
         parameters: Sequence[str] | None = None,
-        labels: Labels = "sample",
-        samples: int | None = 1000,
-        batch_size: int = 16,
+        fisher: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(model, seed=seed)
-        check_pass(labels, samples, batch_size)
-        check_strength(strength, decay)
+        self.check(strength=strength, decay=decay, fisher=fisher)
         self.strength, self.decay = strength, decay
-        self.options = {"labels": labels, "samples": samples, "batch_size": batch_size}
+        self.choice = choose(fisher, self.FISHER)
         self.parameters = self._chosen(parameters)
         self.fisher: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
         self.constant: dict[str, Tensor] = {}
+        self.level: dict[str, Tensor] = {}
+        self._start: dict[str, Tensor] = {}
+
+    @classmethod
+    def check(cls, **keywords: Any) -> None:
+        check_strength(keywords["strength"], keywords["decay"])
+        fisher = keywords["fisher"]
+        form = fisher.get("form") if isinstance(fisher, Mapping) else None
+        if isinstance(form, str) and form in FORMS and form != "diagonal":
+            raise Within(
+                "fisher.form",
+                f"{form!r} needs weights with rows and columns, and ewc protects parameters of any shape, number by "
+                "number; expected 'diagonal'",
+            )
+        for key, value in choose(fisher, cls.FISHER).options.items():
+            raise Within(f"fisher.{key}", f"{value!r} cannot be chosen: ewc keeps numbers as they are measured")
+
+    @property
+    def remembered(self) -> dict[str, float]:
+        return faded(self.learned, 1.0 if self.decay is None else self.decay)
+
+    def begin_task(self, task: Task) -> None:
+        self._start = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     def extra_loss(self) -> Tensor | float:
+        return self.strength * torch.stack(self._springs()).sum() if self.fisher else 0.0
+
+    @torch.no_grad()
+    def predicted_rise(self) -> dict[str, float]:
+        """The rise since the last boundary as "total": ``extra_loss`` counts every task's since its own end."""
         if not self.fisher:
-            return 0.0
-        springs = [
-            (self.fisher[name] * (parameter - self.anchor[name]).square()).sum() + self.constant[name]
-            for name, parameter in self.parameters.items()
-        ]
-        return 0.5 * self.strength * torch.stack(springs).sum()
+            return {}
+        risen = [now - self.level[name] for name, now in zip(self.parameters, self._springs(), strict=True)]
+        return {"total": float(torch.stack(risen).sum())}
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
-        fresh = parameter_fisher(self.model, self.parameters, task, seed=self.boundary_seed, **self.options)
+        fresh = parameter_fisher(self.model, self.parameters, task, seed=self.boundary_seed, **self.choice.sweep)
+        self.boundary = {"bytes": sum(new.nbytes for new in fresh.values())}
+        if self._start:
+            moved = {name: (p - self._start[name]).square().sum() for name, p in self.parameters.items()}
+            self.compare_movement({name: float(square) for name, square in moved.items()}, task)
         for name, parameter in self.parameters.items():
             here, new = parameter.detach().clone(), fresh.get(name, torch.zeros_like(parameter))
             if name not in self.fisher:
@@ -82,7 +115,15 @@ class EWC(Method):
                 self.fisher[name], self.anchor[name] = self.decay * self.fisher[name] + new, here
             else:
                 self._add_spring(name, new, here)
+        self.level = dict(zip(self.parameters, self._springs(), strict=True))
         super().end_task(task)
+
+    def _springs(self) -> list[Tensor]:
+        """The rise that every parameter's springs stand for, in nats per example, of each task since its own end."""
+        return [
+            0.5 * ((self.fisher[name] * (parameter - self.anchor[name]).square()).sum() + self.constant[name])
+            for name, parameter in self.parameters.items()
+        ]
 
     def _add_spring(self, name: str, fisher: Tensor, here: Tensor) -> None:
         old, anchor = self.fisher[name], self.anchor[name]

@@ -2,105 +2,190 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from retain.fisher import parameter_fisher, quadratic, weight_fisher
-from retain.method import Method, Mode, check_mode, check_strength
-from retain.task import Labels, Task, check_pass
+from retain.fisher import parameter_fisher
+from retain.fisher.choice import Choice, choose
+from retain.fisher.forms import FORMS, Form
+from retain.fisher.penalty import difference
+from retain.method import Method, Mode, check_mode, check_strength, faded
+from retain.mistakes import Within
+from retain.task import Task
+
+Factors = tuple[Tensor, Tensor]
+# A strength belongs to the form that it was measured with.
+DEFAULT: dict[str, Any] = {"form": "diagonal", "strength": 1e4}
+
+
+@dataclass(frozen=True)
+class Importances:
+    """A form for each site, and the diagonal Fisher of what trains beside the adapter."""
+
+    forms: dict[str, Form]
+    beside: dict[str, Tensor]
 
 
 class EWCLoRA(Method):
-    """A spring on the weight change itself, strength/2 <D, F o D>, whatever the factors that make it.
+    """A spring on the weight change itself, strength <D, F D> / 2, whatever the factors that make it.
 
-    F (out, in) per site is the diagonal Fisher of the weight, F <- decay F + F_t after every task; its bytes are
-    those of the adapted weights, whatever the number of tasks. D is the change since the last task ended:
+    F, per site, is the Fisher information of the weight (out, in), in the form that ``fisher`` names; F <- decay F +
+    F_t after every task, at constant size. D is the change since the last task ended:
 
     - mode "shared": one adapter goes on, D = s (B A - B* A*) with the factors of the last boundary kept as anchor;
     - mode "merge" (the paper): every task trains a fresh adapter, D = s B A, which is then folded into the past
       exactly. The past grows by one adapter a task unless ``rank`` caps it.
 
     Linear layers that train beside the adapter (a classifier that tasks share) get the same spring on their own
-    weights.
+    weights, with a diagonal Fisher.
 
     Args:
         model: a model from ``peft.get_peft_model``.
-        strength: lambda (the paper's letter). The default was measured with this Fisher: diagonal, per example,
-            sampled labels (docs/methods.md). The reference's 1e7 belongs to squared batch means and is some batch
-            sizes too large here.
+        strength: lambda (the paper's letter). The default was measured with the default form (docs/methods.md) and
+            belongs to it: 1 weighs a nat that the form foresees like a nat gained on the new task. The reference's
+            1e7 belongs to squared batch means and is some batch sizes too large here.
         decay: gamma in [0, 1]; the paper's plateau is 0.3 to 0.9.
         mode: see above.
         rank: of the past in mode "merge"; the relative error of each cut is in ``boundary["fold_error"]``.
         accumulate: "products" keeps B1 A1 + B2 A2. "factors" is the reference code's (B1 + B2)(A1 + A2), which is
             not the function that was trained: for comparison only, with mode "merge".
-        labels, samples, batch_size: of the Fisher pass (``retain.fisher.weight_fisher``).
+        fisher: keywords of ``retain.fisher.measure`` and of its form: ``form``, then ``storage`` of a diagonal,
+            ``components`` of a factored or ``rank`` of a Kronecker form; ``labels``, ``temperature``, ``samples``,
+            ``error``, ``batch_size``, ``dtype``. And ``sketches``: k keeps a Kronecker form of rank k of every
+            finished task, for the gauge alone: ``predicted_rise`` then tells the tasks apart, every task costs
+            another Fisher pass, and bytes grow with tasks. What is left out has the default of ``measure``, but for
+            ``FISHER``.
         seed: of the Fisher pass and of fresh adapters.
     """
 
-    STATE = ("fisher", "anchor", "springs")
+    STATE = ("fisher", "anchor", "springs", "sketches", "moved")
+    FISHER: dict[str, Any] = {"form": DEFAULT["form"], "samples": 1000, "sketches": None}
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        strength: float = 1e4,
+        strength: float = DEFAULT["strength"],
         decay: float = 1.0,
         mode: Mode = "shared",
         rank: int | None = None,
         accumulate: Literal["products", "factors"] = "products",
-        labels: Labels = "sample",
-        samples: int | None = 1000,
-        batch_size: int = 16,
+        fisher: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(model, seed=seed)
-        check_pass(labels, samples, batch_size)
-        check_strength(strength, decay)
+        self.check(strength=strength, decay=decay, mode=mode, rank=rank, accumulate=accumulate, fisher=fisher)
+        self.strength, self.decay, self.mode, self.rank, self.accumulate = strength, decay, mode, rank, accumulate
+        self.choice = self._choice(fisher)
+        self.forms: dict[str, Form] = {}
+        self.anchor: dict[str, dict[str, Tensor]] = {}
+        self.springs: dict[str, dict[str, Tensor]] = {}
+        self.gauges: dict[str, Importances] = {}
+        self._trained: set[str] = set()
+        self._start: dict[str, Factors] = {}
+
+    @classmethod
+    def check(cls, **keywords: Any) -> None:
+        mode, rank, accumulate = (keywords[name] for name in ("mode", "rank", "accumulate"))
+        check_strength(keywords["strength"], keywords["decay"])
+        check_mode(mode, rank)
         if accumulate not in ("products", "factors") or (
             accumulate == "factors" and (mode != "merge" or rank is not None)
         ):
             raise ValueError(
                 f"accumulate must be 'products', or 'factors' with mode='merge' and no rank; got {accumulate!r}"
             )
-        self.strength, self.decay, self.mode, self.rank = strength, decay, check_mode(mode, rank), rank
-        self.accumulate = accumulate
-        self.options = {"labels": labels, "samples": samples, "batch_size": batch_size}
-        self.fisher: dict[str, Tensor] = {}
-        self.anchor: dict[str, dict[str, Tensor]] = {}
-        self.springs: dict[str, dict[str, Tensor]] = {}
-        self._trained: set[str] = set()
+        cls._choice(keywords["fisher"])
+
+    @property
+    def fisher(self) -> dict[str, dict[str, Tensor]]:
+        """The importance of every site, as plain tensors."""
+        return {name: form.state_dict() for name, form in self.forms.items()}
+
+    @fisher.setter
+    def fisher(self, state: dict[str, dict[str, Tensor]]) -> None:
+        self.forms = _restored(self.choice, state)
+
+    @property
+    def sketches(self) -> dict[str, dict[str, dict[str, Tensor]]]:
+        """What is kept of every finished task for the gauge: sketches of sites, and the Fisher of what has springs."""
+        return {
+            task: {name: form.state_dict() for name, form in gauge.forms.items()}
+            | {name: {"fisher": fisher} for name, fisher in gauge.beside.items()}
+            for task, gauge in self.gauges.items()
+        }
+
+    @sketches.setter
+    def sketches(self, state: dict[str, dict[str, dict[str, Tensor]]]) -> None:
+        if state and not self.choice.own["sketches"]:
+            raise ValueError(f"the state has sketches of {', '.join(state)}, and fisher.sketches is not set")
+        self.gauges = {}
+        for task, entries in state.items():
+            forms = _restored(self._sketch, {n: e for n, e in entries.items() if n in self.sites})
+            self.gauges[task] = Importances(forms, {n: e["fisher"] for n, e in entries.items() if n not in self.sites})
 
     @property
     def grows(self) -> bool:
-        return self.mode == "merge" and self.rank is None and self.accumulate == "products"
+        return bool(self.choice.own["sketches"]) or (
+            self.mode == "merge" and self.rank is None and self.accumulate == "products"
+        )
+
+    @property
+    def remembered(self) -> dict[str, float]:
+        return faded(self.learned, self.decay)
 
     def begin_task(self, task: Task) -> None:
+        if task.name == "total" and self.choice.own["sketches"]:
+            raise ValueError("with sketches no task can be called 'total': that is the sum in predicted_rise")
         bare = self._trained & self.beside().keys() - self.springs.keys()
         if bare:
             warnings.warn(f"trained for more than one task, but not protected: {', '.join(sorted(bare))}", stacklevel=2)
+        self._start = {n: (s.B.detach().clone(), s.A.detach().clone()) for n, s in self.sites.items()}
 
     def extra_loss(self) -> Tensor | float:
-        if not self.fisher or self.strength == 0:
+        if not self.forms or self.strength == 0:
             return 0.0
-        springs = [
-            quadratic(site.B, site.A, self.fisher[name], site.scale, self._anchor(name))
-            for name, site in self.sites.items()
-        ]
-        for name, spring in sorted(self.springs.items()):
-            parameter = self.model.get_parameter(name)
-            springs.append(0.5 * (spring["fisher"] * (parameter - spring["anchor"]).square()).sum())
-        return self.strength * torch.stack(springs).sum()
+        return self.strength * self._rise(self._total)
+
+    @torch.no_grad()
+    def predicted_rise(self) -> dict[str, float]:
+        """The rise since the last boundary, springs beside the adapter included, as "total", in nats per example.
+
+        With ``sketches`` the rise of every finished task, too. All are anchored at the last boundary: of a task that
+        was learned before, the predictions at one boundary after the other add up, and what one training does to the
+        slope that another left is not in them.
+        """
+        if not self.forms:
+            return {}
+        every = {"total": self._total, **self.gauges}
+        return {name: float(self._rise(gauge)) for name, gauge in every.items()}
 
     def end_task(self, task: Task) -> None:
-        options = self.options | {"seed": self.boundary_seed}
-        fresh = weight_fisher(self.model, {n: s.layer for n, s in self.sites.items()}, task, **options)
-        for name, site in self.sites.items():
-            new = fresh[name] if name in fresh else torch.zeros_like(site.delta())
-            self.fisher[name] = self.decay * self.fisher[name] + new if name in self.fisher else new
-        self._add_springs(task, options)
+        seed, layers = self.boundary_seed, {n: s.layer for n, s in self.sites.items()}
+        changes = self._changes()
+        still = not any(_square(*change) for change in changes.values())
+        measured = self.choice.measure(self.model, layers, task, seed=seed, directions=None if still else changes)
+        beside = self._beside(task, seed)
+        if self.choice.own["sketches"]:
+            again = self._sketch != self.choice
+            sketched = self._sketch.measure(self.model, layers, task, seed=seed) if again else measured
+            self.gauges[task.name] = Importances(
+                {n: self._sketch.restored(form.state_dict()) for n, form in sketched.forms.items()}, beside
+            )
+        self._remember(measured.forms, beside)
+        self.boundary = {"rows": measured.rows, "examples": measured.examples}
+        self.boundary["bytes"] = sum(form.nbytes for form in self.forms.values())
+        if math.isfinite(measured.error):
+            self.boundary["error"] = measured.error
+        if self._start:
+            changes = self._changes(self._start)
+            self.compare_movement({n: s.scale**2 * float(_square(*changes[n])) for n, s in self.sites.items()}, task)
         if self.mode == "shared":
             self.anchor = {n: {"B": s.B.detach().clone(), "A": s.A.detach().clone()} for n, s in self.sites.items()}
         elif self.accumulate == "products":
@@ -109,18 +194,64 @@ class EWCLoRA(Method):
             self._add_factors()
         super().end_task(task)
 
-    @torch.no_grad()
-    def _add_springs(self, task: Task, options: dict[str, Any]) -> None:
-        """Springs on the weights of linear layers that train beside the adapter; they cost a second Fisher pass."""
+    def _beside(self, task: Task, seed: int) -> dict[str, Tensor]:
+        """The Fisher of linear layers that train beside the adapter, on ``task`` alone; it costs a pass of its own."""
         self._trained, linear = set(self.beside()), self.linear_beside()
-        if not linear:
-            return
-        for name, new in parameter_fisher(self.model, linear, task, **options).items():
-            old = self.springs[name]["fisher"] if name in self.springs else torch.zeros_like(new)
-            self.springs[name] = {"fisher": self.decay * old + new, "anchor": linear[name].detach().clone()}
+        return parameter_fisher(self.model, linear, task, seed=seed, **self.choice.sweep) if linear else {}
 
-    def _anchor(self, name: str) -> tuple[Tensor, Tensor] | None:
-        return (self.anchor[name]["B"], self.anchor[name]["A"]) if self.mode == "shared" else None
+    @torch.no_grad()
+    def _remember(self, forms: Mapping[str, Form], beside: Mapping[str, Tensor]) -> None:
+        """F <- decay F + F_t of every site, and of what trains beside it, which is anchored where it is."""
+        for name, site in self.sites.items():
+            fresh = forms[name] if name in forms else self.choice.empty(site.B, len(site.B), site.A.shape[1])
+            if name in self.forms:
+                self.forms[name].accumulate(fresh, self.decay)
+            else:
+                self.forms[name] = fresh
+        for name, new in beside.items():
+            old = self.springs[name]["fisher"] if name in self.springs else torch.zeros_like(new)
+            anchor = self.model.get_parameter(name).detach().clone()
+            self.springs[name] = {"fisher": self.decay * old + new, "anchor": anchor}
+
+    @property
+    def _total(self) -> Importances:
+        return Importances(self.forms, {name: spring["fisher"] for name, spring in self.springs.items()})
+
+    def _rise(self, of: Importances) -> Tensor:
+        """1/2 <D, F D> of everything that moved since the last boundary, in nats per example."""
+        parts = [
+            site.scale**2 * of.forms[name].quadratic(site.B, site.A, self._anchor(name))
+            for name, site in self.sites.items()
+            if name in of.forms
+        ]
+        for name, fisher in sorted(of.beside.items()):
+            change = self.model.get_parameter(name) - self.springs[name]["anchor"]
+            parts.append(0.5 * (fisher * change.square()).sum())
+        return torch.stack(parts).sum()
+
+    def _changes(self, start: Mapping[str, Factors] | None = None) -> dict[str, Factors]:
+        """Factors of every site's change since ``start``, or since the anchor."""
+        return {
+            name: difference(s.B.detach(), s.A.detach(), start[name] if start else self._anchor(name))
+            for name, s in self.sites.items()
+        }
+
+    def _anchor(self, name: str) -> Factors | None:
+        if self.mode != "shared" or name not in self.anchor:
+            return None
+        return self.anchor[name]["B"], self.anchor[name]["A"]
+
+    @property
+    def _sketch(self) -> Choice:
+        """How a task is sketched for the gauge."""
+        return replace(self.choice, form=FORMS["kronecker"], options={"rank": self.choice.own["sketches"]})
+
+    @classmethod
+    def _choice(cls, fisher: Mapping[str, Any] | None) -> Choice:
+        choice = choose(fisher, cls.FISHER, {"sketches": int | None})
+        if (rank := choice.own["sketches"]) is not None and rank < 1:
+            raise Within("fisher.sketches", f"{rank} is not allowed; expected at least 1, or null for none")
+        return choice
 
     def _add_factors(self) -> None:
         """The reference's boundary (low-rank-cl, ``accumulate_and_reset_lora``), cross terms B1 A2 + B2 A1 and all."""
@@ -132,3 +263,18 @@ class EWCLoRA(Method):
             else:
                 site.set_past(site.B, site.A)
             site.reset(generator)
+
+
+def _restored(choice: Choice, state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Form]:
+    forms = {}
+    for name, tensors in state.items():
+        try:
+            forms[name] = choice.restored(tensors)
+        except ValueError as error:
+            raise ValueError(f"the importance of {name} was kept with other keywords of `fisher`: {error}") from None
+    return forms
+
+
+def _square(B: Tensor, A: Tensor) -> Tensor:
+    """||B A||^2 for ``B`` (out, r), ``A`` (r, in)."""
+    return ((B.T @ B) * (A @ A.T)).sum().clamp(min=0)
