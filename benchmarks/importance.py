@@ -1,0 +1,259 @@
+"""Which form of the Fisher protects best per byte, and which foresees the rise of the earlier tasks' loss?
+
+    python -m benchmarks.importance --streams fashion text --seeds 0 1 2
+
+Every cell (form, strength) of a stream continues from one and the same first task. Along the run without protection all
+forms watch: what each foresees at a boundary stands beside the rise that the test rows show. Writes
+benchmarks/results/importance.json; run again to continue. Strengths are judged on validation rows, accuracies are of
+test rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.streams import STREAMS, Batch, Stream
+from retain import EWCLoRA, Task, attach, store
+from retain.heads import heads_of
+from retain.lora import adapter_parameters
+
+RESULTS = Path(__file__).parent / "results"
+FIGURE = Path(__file__).parents[1] / "docs" / "importance.png"
+COLOURS = {
+    "none": "#c44e52",
+    "diagonal": "#8c8c8c",
+    "factored 4": "#dd8452",
+    "kronecker dense": "#55a868",
+    "kronecker 16": "#2a6f97",
+    "kronecker 4": "#8172b3",
+}
+FORMS: dict[str, dict[str, Any]] = {
+    "diagonal": {"form": "diagonal"},
+    "factored 4": {"form": "factored", "components": 4},
+    "kronecker dense": {"form": "kronecker", "rank": None},
+    "kronecker 16": {"form": "kronecker", "rank": 16},
+    "kronecker 4": {"form": "kronecker", "rank": 4},
+}
+STRENGTHS = {"diagonal": (1e2, 1e3, 1e4, 1e5), "factored": (1e3, 1e4), "kronecker": (1.0, 10.0, 100.0)}
+PASS = {"labels": "mixture", "samples": None}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for name in options.streams:
+        for seed in options.seeds:
+            study(name, seed, options.forms)
+    rows = [row for path in sorted(RESULTS.glob("importance-*-*.json")) for row in store.read_json(path)["rows"]]
+    show(rows)
+    draw(rows)
+
+
+def study(name: str, seed: int, forms: list[str]) -> None:
+    """All cells of one stream and seed, each written when it is done."""
+    path = RESULTS / f"importance-{name}-{seed}.json"
+    rows = store.read_json(path)["rows"] if path.exists() else []
+    done = {(row["form"], row["strength"]) for row in rows}
+    cells = [("none", 0.0)] + [(form, s) for form in forms for s in STRENGTHS[form.split()[0]]]
+    cells = [cell for cell in cells if cell not in done]
+    if not cells:
+        return
+    stream = STREAMS[name](seed)
+    model = stream.model(seed)
+    first = fit(model, stream, 0, [EWCLoRA(model, strength=0.0, fisher=PASS | FORMS["diagonal"], seed=seed)], seed)
+    start = {n: p.detach().clone() for n, p in adapter_parameters(model).items()}
+    for form, strength in cells:
+        with torch.no_grad():
+            for n, p in adapter_parameters(model).items():
+                p.copy_(start[n])
+        row = measure(model, stream, form, strength, seed)
+        rows.append(
+            {"stream": name, "seed": seed, "form": form, "strength": strength, "first_task_seconds": first} | row
+        )
+        store.write_json(path, {"command": f"python -m benchmarks.importance --streams {name}", "rows": rows})
+        print(
+            name, seed, form, strength, {k: row[k] for k in ("final", "learned", "forgetting", "seconds")}, flush=True
+        )
+
+
+def measure(model: Any, stream: Stream, form: str, strength: float, seed: int) -> dict[str, Any]:
+    """Tasks two to five under one form and strength; with form "none" all forms watch and none pulls."""
+    begin = time.perf_counter()
+    watched = FORMS if form == "none" else {form: FORMS[form]}
+    methods = {
+        f: EWCLoRA(model, strength=strength, fisher=PASS | keywords, seed=seed) for f, keywords in watched.items()
+    }
+    tasks, table, learned, boundaries = stream.tasks, [], [], []
+    before: list[tuple[Tensor, float]] = []
+    for number, task in enumerate(tasks):
+        if number:
+            fit(model, stream, number, list(methods.values()), seed)
+        after = [outcome(model, t, t.test[0]) for t in tasks[: number + 1]]
+        if number:
+            rises = [now - old for (now, _), (old, _) in zip(after, before, strict=False)]
+            boundaries.append(
+                {
+                    "foreseen": {f: float(m.predicted_rise()["total"]) for f, m in methods.items()},
+                    "rise": float(sum(r.mean() for r in rises)),
+                    "standard_error": float(sum(r.var() / len(r) for r in rises)) ** 0.5,
+                    "rises": [float(r.mean()) for r in rises],
+                }
+            )
+        for method in methods.values():
+            method.end_task(task)
+        before = after
+        table.append([accuracy for _, accuracy in after])
+        learned.append(outcome(model, task, stream.validation[number])[1])
+    final = [outcome(model, task, rows)[1] for task, rows in zip(tasks[:-1], stream.validation, strict=False)]
+    return scores(table) | {
+        "validation": {"final": (sum(final) + learned[-1]) / len(tasks), "learned": sum(learned) / len(tasks)},
+        "boundaries": boundaries,
+        "bytes": {f: size(m) for f, m in methods.items()},
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+
+
+def fit(model: Any, stream: Stream, number: int, methods: list[EWCLoRA], seed: int) -> float:
+    """One task in an own loop, AdamW with a linearly falling rate; every method hooks the same optimizer."""
+    begin, task = time.perf_counter(), stream.tasks[number]
+    heads = heads_of(model)
+    heads.train_only([number])
+    for method in methods:
+        method.begin_task(task)
+    groups = methods[0].param_groups()
+    groups[-1]["lr"] = stream.head_learning_rate
+    optimizer = torch.optim.AdamW(groups, lr=stream.learning_rate, weight_decay=0.0)
+    handles = [handle for method in methods for handle in attach(optimizer, method)]
+    rows, generator = task.train[0], torch.Generator().manual_seed(1000 * seed + number)
+    n = len(rows["labels"])
+    chunks = [c for _ in range(stream.epochs) for c in torch.randperm(n, generator=generator).split(stream.batch_size)]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(chunks))
+    model.train()
+    for chunk in chunks:
+        loss = task.loss.nll(logits(model, {k: v[chunk] for k, v in rows.items()}), rows["labels"][chunk]).mean()
+        (loss + sum(method.extra_loss() for method in methods)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    for handle in handles:
+        handle.remove()
+    model.eval()
+    return round(time.perf_counter() - begin, 1)
+
+
+def logits(model: Any, rows: Batch) -> Tensor:
+    return model(**{k: v for k, v in rows.items() if k != "labels"}).logits
+
+
+@torch.no_grad()
+def outcome(model: Any, task: Task, rows: Batch) -> tuple[Tensor, float]:
+    """Loss of each row (n,) in nats, and the accuracy, the task known."""
+    model.eval()
+    lost, right = [], []
+    for chunk in torch.arange(len(rows["labels"])).split(64):
+        outputs, labels = logits(model, {k: v[chunk] for k, v in rows.items()}), rows["labels"][chunk]
+        lost.append(task.loss.nll(outputs, labels))
+        right.append(task.loss.restrict(outputs, labels).argmax(1) == labels)
+    return torch.cat(lost), float(torch.cat(right).double().mean())
+
+
+def scores(table: list[list[float]]) -> dict[str, float]:
+    """Final and learning accuracy and forgetting (minus backward transfer) of a table, rows: after each task."""
+    count = len(table)
+    learned = [table[i][i] for i in range(count)]
+    return {
+        "final": sum(table[-1]) / count,
+        "learned": sum(learned) / count,
+        "forgetting": sum(learned[i] - table[-1][i] for i in range(count - 1)) / (count - 1),
+    }
+
+
+def size(method: EWCLoRA) -> int:
+    return sum(t.numel() * t.element_size() for key, t in method.state_dict().items() if key.startswith("fisher"))
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Means and spread over seeds of every cell, and how the forms' foresight compares with measured rises."""
+    table = Table("stream", "form", "strength", "final", "learned", "forgetting", "bytes", "seeds")
+    for cell in dict.fromkeys((row["stream"], row["form"], row["strength"]) for row in rows):
+        mine = [row for row in rows if (row["stream"], row["form"], row["strength"]) == cell]
+        numbers = [[row[key] for row in mine] for key in ("final", "learned", "forgetting")]
+        cells = [f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" if len(v) > 1 else f"{v[0]:.3f}" for v in numbers]
+        kept = mine[0]["bytes"].get(cell[1], 0)
+        table.add_row(cell[0], cell[1], f"{cell[2]:g}", *cells, f"{kept:,}", str(len(mine)))
+    Console(width=140).print(table)
+    table = Table(
+        "stream", "form", "clear boundaries", "median rise / foreseen", "quartiles", "calibrated on earlier ones"
+    )
+    for name in dict.fromkeys(row["stream"] for row in rows):
+        for form in FORMS:
+            runs = foresights([row for row in rows if row["stream"] == name], form)
+            ratios = [ratio for run in runs for ratio in run]
+            if ratios:
+                low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+                errors = [max(r / c, c / r) for run in runs for r, c in calibrated(run)]
+                last = f"within x {np.median(errors):.2f}" if errors else ""
+                table.add_row(name, form, str(len(ratios)), f"{middle:.1f}", f"{low:.1f} to {high:.1f}", last)
+    Console(width=140).print(table)
+
+
+def foresights(rows: list[dict[str, Any]], form: str) -> list[list[float]]:
+    """Rise / foreseen at every boundary, run by run, whose measured rise exceeds two standard errors."""
+    runs = []
+    for row in rows:
+        clear = [b for b in row["boundaries"] if b["rise"] > 2 * b["standard_error"] and form in b["foreseen"]]
+        runs.append([b["rise"] / b["foreseen"][form] for b in clear])
+    return runs
+
+
+def calibrated(run: list[float]) -> list[tuple[float, float]]:
+    """Every ratio but the first beside the geometric mean of those before it in the same run."""
+    return [(run[i], float(np.exp(np.mean(np.log(run[:i]))))) for i in range(1, len(run))]
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Stability against plasticity per form, and what was foreseen against what was measured."""
+    streams = list(dict.fromkeys(row["stream"] for row in rows))
+    figure, panels = plt.subplots(2, len(streams), figsize=(5 * len(streams), 8), layout="constrained", squeeze=False)
+    for i, name in enumerate(streams):
+        mine = [row for row in rows if row["stream"] == name]
+        for form, colour in COLOURS.items():
+            cells: dict[float, list[dict[str, Any]]] = {}
+            for row in mine:
+                if row["form"] == form:
+                    cells.setdefault(row["strength"], []).append(row)
+            if cells:
+                means = [[np.mean([r[key] for r in c]) for c in cells.values()] for key in ("forgetting", "learned")]
+                panels[0, i].plot(*means, "o-", color=colour, label=form, markersize=5)
+            seen = [(b["foreseen"][form], b["rise"]) for r in mine for b in r["boundaries"] if form in b["foreseen"]]
+            clear = [(f, rise) for f, rise in seen if rise > 0 and f > 0]
+            if clear:
+                panels[1, i].plot(*zip(*clear, strict=True), "o", color=colour, label=form, markersize=4, alpha=0.7)
+        panels[0, i].set(title=name, xlabel="forgetting", ylabel="learning accuracy")
+        line = np.array([1e-3, 10])
+        for factor, style in ((1, "-"), (10, ":")):
+            panels[1, i].plot(line, factor * line, style, color="#888888", linewidth=1)
+        panels[1, i].set(xscale="log", yscale="log", xlabel="rise foreseen (nats)", ylabel="rise measured (nats)")
+        for panel in panels[:, i]:
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.legend(frameon=False, fontsize=8)
+    figure.savefig(FIGURE, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

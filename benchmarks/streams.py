@@ -1,0 +1,144 @@
+"""Two real streams of five tasks, as tensors, for benchmarks that train many times.
+
+"text": MiniLM on newsgroup posts, newswire, film reviews, debates and markets. "fashion": Fashion-MNIST, five pairs of
+classes with a small ViT that this file trains on MNIST first. A head for each task; the task is known at test.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification
+
+from retain import CrossEntropy, Task
+from retain.commands.corpora import DEMO, VALIDATION, corpus
+from retain.commands.demo import minilm
+from retain.hf import load_model
+
+CACHE = Path(os.environ.get("RETAIN_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/retain").expanduser()
+LORA = {"r": 8, "lora_alpha": 8, "target_modules": "all-linear"}
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tasks, a maker of their adapted model, and the settings that they are trained with."""
+
+    tasks: list[Task]
+    validation: list[Batch]
+    model: Callable[[int], Any]
+    learning_rate: float
+    head_learning_rate: float
+    epochs: int
+    batch_size: int
+
+
+def text(seed: int, rows: int = 150, held_out: int = 250, length: int = 32) -> Stream:
+    """Five tasks of 8, 8, 2, 4 and 13 classes; ``held_out`` validation rows (of the training split) and test rows."""
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    entries = {**DEMO, "markets": VALIDATION["wide"]["markets"]}
+    splits, sizes = [], []
+    for source, names in entries.values():
+        classes, folder = names.split(), corpus(source)
+        train, test = (_texts(folder / f"{split}.jsonl", classes) for split in ("train", "test"))
+        order = np.random.default_rng(seed).permutation(len(train))
+        test_order = np.random.default_rng(0).permutation(len(test))[:held_out]
+        chosen = (
+            [train[i] for i in order[:rows]],
+            [train[i] for i in order[rows : rows + held_out]],
+            [test[i] for i in test_order],
+        )
+        encoded = []
+        for part in chosen:
+            tokens = tokenizer(
+                [row for row, _ in part], truncation=True, max_length=length, padding="max_length", return_tensors="pt"
+            )
+            labels = torch.tensor([label + sum(sizes) for _, label in part])
+            encoded.append({**{k: tokens[k] for k in ("input_ids", "attention_mask")}, "labels": labels})
+        splits.append(encoded)
+        sizes.append(len(classes))
+    tasks, validation = _tasks(list(entries), splits, sizes)
+
+    def model(seed: int) -> Any:
+        return load_model(minilm(), "text", sizes, LORA, seed=seed)
+
+    return Stream(tasks, validation, model, 2e-3, 5e-3, 4, 8)
+
+
+def fashion(seed: int, rows: int = 500, held_out: int = 600) -> Stream:
+    """Fashion-MNIST two classes at a time, on a ViT (28 pixels, patches of 7, 4 layers, width 96) that knows MNIST."""
+    x, y = _images("fashion-mnist", "train")
+    x_test, y_test = _images("fashion-mnist", "t10k")
+    splits, order = [], np.random.default_rng(seed).permutation(len(y))
+    for task in range(5):
+        mine = torch.from_numpy(order)[torch.isin(y[order], torch.tensor([2 * task, 2 * task + 1]))]
+        parts = [(x[i], y[i]) for i in (mine[:rows], mine[rows : rows + held_out])]
+        there = torch.isin(y_test, torch.tensor([2 * task, 2 * task + 1])).nonzero()[:, 0][:held_out]
+        parts.append((x_test[there], y_test[there]))
+        splits.append([{"pixel_values": pixels, "labels": labels} for pixels, labels in parts])
+    tasks, validation = _tasks([f"fashion-{i}" for i in range(5)], splits, [2] * 5)
+    folder = _small_vit()
+
+    def model(seed: int) -> Any:
+        return load_model(str(folder), "image", [2] * 5, LORA, seed=seed)
+
+    return Stream(tasks, validation, model, 2e-3, 5e-3, 3, 16)
+
+
+STREAMS = {"text": text, "fashion": fashion}
+
+
+def _tasks(names: list[str], splits: list[list[Batch]], sizes: list[int]) -> tuple[list[Task], list[Batch]]:
+    loss = CrossEntropy(groups=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)))
+    tasks = [Task(name, [train], [test], loss) for name, (train, _, test) in zip(names, splits, strict=True)]
+    return tasks, [validation for _, validation, _ in splits]
+
+
+def _texts(path: Path, classes: list[str]) -> list[tuple[str, int]]:
+    with path.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [(row["text"], classes.index(row["label"])) for row in rows if row["label"] in classes]
+
+
+def _images(name: str, split: str) -> tuple[Tensor, Tensor]:
+    """Pixels (N, 1, 28, 28) about 0 and labels (N,), from IDX files (scripts/fetch_optional_data.sh)."""
+
+    def array(kind: str) -> np.ndarray:
+        content = gzip.decompress((CACHE / name / f"{split}-{kind}-ubyte.gz").read_bytes())
+        shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(content[3])]
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape).copy()
+
+    images, labels = torch.from_numpy(array("images-idx3")), torch.from_numpy(array("labels-idx1"))
+    return images[:, None].float() / 127.5 - 1, labels.long()
+
+
+def _small_vit() -> Path:
+    """The folder of the small ViT, trained on 5000 MNIST digits the first time."""
+    folder = CACHE / "small-vit-mnist"
+    if (folder / "config.json").exists():
+        return folder
+    torch.manual_seed(0)
+    shape = {"image_size": 28, "patch_size": 7, "num_channels": 1, "num_labels": 10}
+    size = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384}
+    model = ViTForImageClassification(ViTConfig(**shape, **size))
+    x, y = _images("mnist", "train")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for batch in [b for _ in range(6) for b in torch.randperm(5000).split(64)]:
+        model(pixel_values=x[batch], labels=y[batch]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        found = float((model(pixel_values=x[5000:7000]).logits.argmax(1) == y[5000:7000]).float().mean())
+    print(f"small ViT: {found:.3f} of 2000 other MNIST digits", flush=True)
+    model.save_pretrained(folder)
+    return folder
