@@ -199,8 +199,8 @@ def with_heads() -> Any:
 
 MIDTASK = {
     "sequential": {},
-    "ewc-lora": {"strength": 30.0, "samples": 8},
-    "merge": {"strength": 30.0, "samples": 8, "mode": "merge"},
+    "ewc-lora": {"strength": 30.0, "fisher": {"samples": 8}},
+    "merge": {"strength": 30.0, "fisher": {"samples": 8}, "mode": "merge"},
 }
 
 

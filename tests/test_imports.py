@@ -13,7 +13,7 @@ LONGEST_FILE = 300
 # From the ground up. A room imports from its own floor and from those below it.
 FLOORS = (
     {"linalg", "scores", "task", "nearest", "mistakes", "yamls", "stock"},
-    {"stiefel", "lora"},
+    {"stiefel", "past", "lora"},
     {"fisher", "subspace", "method"},
     {"methods", "heads", "evaluate", "hf", "progress", "store", "ledger"},
     {"config"},

@@ -207,7 +207,7 @@ def test_a_native_state_brings_back_the_present_and_leaves_the_past() -> None:
     close(outputs(model, case.batch), before, 0)
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "patterns", "rslora"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "resnet", "patterns", "rslora"])
 def test_a_baked_adapter_loads_into_a_wrapped_model_as_present_and_past(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     saved = with_past(case.model(), folds=2)

@@ -54,6 +54,7 @@ def mistake(**sections: Any) -> str:
         ("method", {"decay": "half"}, "method.decay: 'half' is not allowed; expected a number"),
         ("method", {"decay": 2}, "method: decay must lie in [0, 1], got 2"),
         ("method", {"rank": "8"}, "method.rank: '8' is not allowed; expected a whole number"),
+        ("method", {"name": "sequential", "rank": 8}, "method: rank=8 caps the folded past: it must"),
         ("method", {"seed": 1.0}, "method.seed: 1.0 is not allowed; expected a whole number"),
         (
             "method",

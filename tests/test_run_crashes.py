@@ -27,7 +27,6 @@ METHODS = {
     "shared": {"name": "ewc-lora", "strength": 30.0, "fisher": {"samples": 8}},
     "merge": {"name": "ewc-lora", "strength": 30.0, "mode": "merge", "rank": 3, "fisher": {"samples": 8}},
     "kronecker": {"name": "ewc-lora", "strength": 3.0, "fisher": {"form": "kronecker", "rank": 2, "sketches": 2}},
-    "ewc": {"name": "ewc", "strength": 3.0},
     "per-task": {"name": "per-task"},
 }
 

@@ -7,7 +7,7 @@ import torch
 from torch import distributed, nn
 from torch import multiprocessing as processes
 
-from models import MLP, filled, layers, parameters, texts, tiny_bert, vectors
+from models import MLP, filled, layers, parameters, seeded, texts, tiny_bert, vectors
 from retain.fisher import measure, parameter_fisher
 from retain.task import Task
 
@@ -39,12 +39,12 @@ def confident(n=300):
 def of_a_transformer():
     """Eleven rows, so six and five; by hooks."""
     model, task = filled(tiny_bert()), texts(sizes=(4, 4, 3))
-    return tensors(measure(model, layers(model), task, form="kronecker", rank=4, samples=None, batch_size=2))
+    return tensors(measure(model, layers(model), task, form="kronecker", rank=None, samples=None, batch_size=2))
 
 
 def of_importance_sampling():
     model, task = confident()
-    directions = {"": (torch.ones(3, 1), torch.arange(4.0)[None])}
+    directions = {"": (torch.tensor([[1.0], [0.0], [-1.0]]), torch.arange(4.0)[None])}
     return tensors(measure(model, {"": model}, task, form="diagonal", directions=directions, error=0.05))
 
 
@@ -60,7 +60,7 @@ def of_a_single_row():
 
 
 def of_a_layer_that_one_process_never_meets():
-    model, task = Sometimes(), Task("t", [(torch.tensor([[-1.0], [1.0], [-2.0]]), torch.tensor([0, 1, 2]))])
+    model, task = seeded(Sometimes), Task("t", [(torch.tensor([[-1.0], [1.0], [-2.0]]), torch.tensor([0, 1, 2]))])
     return tensors(measure(model, dict(model.named_children()), task, form="diagonal", batch_size=1))
 
 
@@ -80,7 +80,6 @@ def tensors(measured):
 
 def work(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.manual_seed(0)
     torch.save([case() for case in CASES], f"{folder}/{rank}")
     distributed.destroy_process_group()
 

@@ -25,7 +25,7 @@ def bare_mlp(**lora):
     return tiny_mlp(modules_to_save=None, **lora)
 
 
-def measured(method, task):
+def measured(method, task, **more):
     """What ``method`` is about to measure of ``task``."""
     form, choice = method.choice.form, method.choice
     return measure(
@@ -36,6 +36,7 @@ def measured(method, task):
         seed=method.boundary_seed,
         **choice.options,
         **choice.sweep,
+        **more,
     )
 
 
@@ -124,15 +125,18 @@ def test_a_layer_that_the_output_does_not_depend_on_has_no_importance():
 
 @every_form
 def test_a_boundary_records_the_estimate_and_its_bytes(fisher):
-    method = EWCLoRA(tiny_bert(), fisher=fisher)
+    """The error is that along what the task has trained, the scales of the sites included."""
+    method = EWCLoRA(tiny_bert(rank_pattern={"query": 2}), fisher=fisher)
     train(method, texts("a"))
-    expected = measured(method, texts("a"))
+    trained = {name: ((site.scale * site.B).detach(), site.A.detach()) for name, site in method.sites.items()}
+    expected = measured(method, texts("a"), directions=trained)
     method.end_task(texts("a"))
     found = method.boundary
     assert (found["rows"], found["examples"]) == (expected.rows, expected.examples) == (11, 11)
     kept = [t for key, t in method.state_dict().items() if key.startswith("fisher/")]
     assert found["bytes"] == sum(t.numel() * t.element_size() for t in kept) > 0
-    assert 0 < found["error"] < 10 and found["error"] != expected.error  # along what was trained, not of the trace
+    assert found["error"] == pytest.approx(expected.error) and 0 < found["error"] < 10
+    assert len({site.scale for site in method.sites.values()}) == 2
 
 
 def test_the_rows_of_a_boundary_are_those_asked_for():

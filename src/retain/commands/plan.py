@@ -20,7 +20,6 @@ from retain.commands.costs import Cost, Machine, Outline, cost, machine, outline
 from retain.commands.table import MISSING, human
 from retain.config import RunConfig, TaskConfig, make_method, training_arguments
 from retain.data import MAX_LENGTH
-from retain.fisher.choice import Choice
 from retain.fisher.forms import FORMS
 from retain.lora import sites
 from retain.method import Method
@@ -118,7 +117,7 @@ def make(config: RunConfig) -> Plan:
     length = max(entry.max_length or MAX_LENGTH for entry in config.tasks)
     found = outline(config.model, config.lora, outputs, length)
     method, here = make_method(config, found.model), machine([found.dtype, torch.float32])
-    own: Choice | None = vars(method).get("choice")
+    own = method.choice if isinstance(method, EWCLoRA) else None
     choice = own or EWCLoRA(found.model).choice
     name = next(name for name, form in FORMS.items() if form is choice.form)
     shown = [(form, options) for form in FORMS for options in SHOWN.get(form, [{}])] + [(name, choice.options)]
@@ -265,7 +264,7 @@ def _print_forms(made: Plan, console: Console) -> None:
     console.print(
         "[dim]kept: from task to task, however many. boundary: at the end of each, the Fisher so far, the sums and "
         f"the new one. step: what the penalty adds to one. {mine}.\n"
-        f"Times are estimates: matrix products alone, at the rates of {made.here.name} just now ({rates}), for "
+        f"Times are estimates: matrix products alone, at the rates of {escape(made.here.name)} just now ({rates}), for "
         f"{made.examples} examples of {made.found.example} at a boundary and {made.batch} in a step. Shorter rows "
         "take less; what is no product comes on top.[/]",
         highlight=False,

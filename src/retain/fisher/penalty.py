@@ -6,7 +6,7 @@ backward pass is of the factors' size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -27,11 +27,11 @@ class Rows(Protocol):
         """The block ``rows`` (n, in)."""
 
 
-def blocks(shape: tuple[int, int], device: torch.device, tile: int | None = None) -> Iterator[slice]:
+def blocks(shape: tuple[int, int], device: torch.device, tile: int | None = None) -> list[slice]:
     """Blocks of rows of a matrix of ``shape``, each of ``tile`` entries; by default what suits the device."""
-    step = max(1, (tile or (TILE if device.type == "cpu" else GPU_TILE)) // shape[1])
-    for start in range(0, shape[0], step):
-        yield slice(start, start + step)
+    out, in_ = shape
+    step = max(1, (tile or (TILE if device.type == "cpu" else GPU_TILE)) // in_)
+    return [slice(start, min(start + step, out)) for start in range(0, out, step)]
 
 
 def quadratic(
@@ -53,13 +53,16 @@ def quadratic(
 
     def sweep(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         left, right = difference(B, A, anchor)
-        left = scale * left
+        left, thin = scale * left, A.T.contiguous()
         grad_B, grad_A, values = torch.empty_like(B), torch.zeros_like(A), []
-        for rows in blocks((len(left), right.shape[1]), B.device, tile):
-            change = left[rows] @ right
-            pull = fisher[rows].to(B.dtype) * change
+        whole = blocks((len(left), right.shape[1]), B.device, tile)
+        buffers = B.new_empty(2, whole[0].stop, right.shape[1])
+        for rows in whole:
+            change, pull = buffers[:, : len(left[rows])]
+            torch.mm(left[rows], right, out=change)
+            torch.mul(fisher[rows], change, out=pull)
             values.append(torch.dot(pull.flatten(), change.flatten()))
-            grad_B[rows] = pull @ A.T
+            torch.mm(pull, thin, out=grad_B[rows])
             grad_A.addmm_(B[rows].T, pull)
         return 0.5 * torch.stack(values).sum(), scale * grad_B, scale * grad_A
 
@@ -88,11 +91,11 @@ def separable(
     def sweep(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         L, R = difference(B, A, anchor)
         SL, RR = left(L).flatten(1), right(R.T).flatten(1)  # (out, m q), (in, m q)
-        P, Q = (X.unflatten(1, (-1, len(R))) for X in (L.T @ SL, R @ RR))  # (q, m, q)
-        # Gradients of B A alone: of the rows of R, A is the first.
-        grad_B = SL @ Q[: len(A)].flatten(1).T
-        grad_A = (B.T @ SL) @ RR.T
-        return 0.5 * (P * Q).sum(), grad_B, grad_A
+        P, Q = L.T @ SL, R @ RR  # (q, m q)
+        # Of the rows of R, A is the first; of the columns of L, B is the sum of both halves.
+        own = P if anchor is None else P[: len(P) // 2] + P[len(P) // 2 :]
+        grad_B = SL @ Q[: len(A)].T
+        return 0.5 * (P * Q).sum(), grad_B, own[: len(A)] @ RR.T
 
     return _swept(B, A, sweep)
 

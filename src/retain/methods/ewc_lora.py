@@ -168,9 +168,9 @@ class EWCLoRA(Method):
 
     def end_task(self, task: Task) -> None:
         seed, layers = self.boundary_seed, {n: s.layer for n, s in self.sites.items()}
-        changes = self._changes()
-        still = not any(_square(*change) for change in changes.values())
-        measured = self.choice.measure(self.model, layers, task, seed=seed, directions=None if still else changes)
+        changes = {n: (self.sites[n].scale * B, A) for n, (B, A) in self._changes().items()}
+        moved = any(_square(*change) for change in changes.values())
+        measured = self.choice.measure(self.model, layers, task, seed=seed, directions=changes if moved else None)
         beside = self._beside(task, seed)
         if self.choice.own["sketches"]:
             again = self._sketch != self.choice

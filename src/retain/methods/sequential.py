@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from retain.method import Method, Mode, check_mode
@@ -22,6 +24,10 @@ class Sequential(Method):
     def __init__(self, model: nn.Module, *, mode: Mode = "shared", rank: int | None = None, seed: int = 0) -> None:
         super().__init__(model, seed=seed)
         self.mode, self.rank = check_mode(mode, rank), rank
+
+    @classmethod
+    def check(cls, **keywords: Any) -> None:
+        check_mode(keywords["mode"], keywords["rank"])
 
     @property
     def grows(self) -> bool:

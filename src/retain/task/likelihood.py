@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -19,7 +19,7 @@ class Draws:
     """Random numbers for the targets of the rows with these numbers (N,).
 
     A row draws its own, one target after the other: they depend on ``seed`` and the row's number, and on nothing of
-    the batch or padding in which it stands.
+    the batch, the padding or the device on which it stands.
     """
 
     rows: Tensor
@@ -27,22 +27,31 @@ class Draws:
 
     def uniform(self, used: Tensor) -> Tensor:
         """(U,) numbers in [0, 1), one for each of the U targets that ``used`` (N, ...) marks."""
-        return self._each(used, lambda count, generator: torch.rand(count, generator=generator))
+        return (self._words(used, 1)[:, 0] & 0xFFFFFF) / float(1 << 24)
 
     def signs(self, used: Tensor, classes: int) -> Tensor:
         """(U, classes) of +1 and -1 in int8, a row of them for each target that ``used`` (N, ...) marks."""
+        eights = self._words(used, -(-classes // 64)).view(torch.uint8).unsqueeze(-1)
+        bits = (eights >> torch.arange(8, dtype=torch.uint8, device=used.device)).bitwise_and_(1)
+        return bits.flatten(1)[:, :classes].to(torch.int8).mul_(-2).add_(1)
 
-        def eights(count: int, generator: torch.Generator) -> Tensor:
-            return torch.randint(256, (count, -(-classes // 8)), generator=generator, dtype=torch.uint8)
+    def _words(self, used: Tensor, count: int) -> Tensor:
+        """(U, count) words of 64 random bits, hashed from the seed, the row, the target's place in it, and the word's.
 
-        bits = self._each(used, eights).unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=used.device)
-        return bits.bitwise_and_(1).flatten(1)[:, :classes].to(torch.int8).mul_(-2).add_(1)
+        A hash, since a generator would have to be set anew for every row, which takes longer than a small model.
+        """
+        marks = used.reshape(len(used), -1)
+        rows = self.rows.to(used.device).unsqueeze(1) + _scrambled(torch.tensor(self.seed % (1 << 63))).item()
+        targets = _scrambled(_scrambled(rows) + marks.cumsum(1))[marks]
+        return _scrambled(targets.unsqueeze(1) + torch.arange(count, device=used.device))
 
-    def _each(self, used: Tensor, drawn: Callable[[int, torch.Generator], Tensor]) -> Tensor:
-        generator, parts = torch.Generator(), []
-        for number, count in zip(self.rows.tolist(), used.reshape(len(used), -1).sum(1).tolist(), strict=True):
-            parts.append(drawn(count, generator.manual_seed(hash((self.seed, number)) % 2**63)))
-        return torch.cat(parts).to(used.device)
+
+def _scrambled(x: Tensor) -> Tensor:
+    """Whole numbers of 64 bits to others that look random: SplitMix64 (Steele, Lea and Flood 2014), modulo 2^64."""
+    x = (x + 1) * -0x61C8864680B583EB
+    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ (x >> 31 & 0x1FFFFFFFF)
 
 
 class Loss(Protocol):
