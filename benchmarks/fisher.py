@@ -1,7 +1,7 @@
 """Time and memory of the exact diagonal Fisher: ours, the floor, and every other way to it that we know.
 
     python -m benchmarks.fisher
-    python -m benchmarks.fisher --workloads MLP "MiniLM, T=16" --repeats 1
+    python -m benchmarks.fisher --workloads MLP "MiniLM q v, T=16" --repeats 1
 
 One process, one thread, contenders interleaved; CPU seconds, medians. Each is first compared with the oracle, which
 differentiates one example at a time in float64. The floor is a plain forward and backward plus the outer products of
@@ -12,6 +12,7 @@ benchmarks/results/fisher.json and leaves the others there.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import time
 import warnings
@@ -136,6 +137,7 @@ def machine() -> dict[str, Any]:
     """What it ran on."""
     return {
         "processor": platform.machine(),
+        "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }

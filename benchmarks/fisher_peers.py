@@ -1,4 +1,8 @@
-"""The same Fisher from other libraries: ``pip install retain[peers]``. Each is imported when it is asked for."""
+"""The same Fisher from other libraries, each imported when it is asked for: ``pip install -e ".[peers]"``.
+
+BackPACK brings torchvision, of which nothing is needed here. One that is not of torch's own build (the CUDA build
+beside a CPU torch) stops transformers from being imported: uninstall it.
+"""
 
 from __future__ import annotations
 

@@ -110,13 +110,13 @@ def mlp(tiny: bool) -> Workload:
 
 
 def minilm(tiny: bool, n: int, length: int) -> Workload:
-    """The shape of MiniLM-L6: the attention's four maps of six layers; tokens, one label a row."""
+    """The shape of MiniLM-L6, queries and values of its six layers; tokens, one label a row."""
     n, length, layers, width, heads = (6, 5, 2, 16, 2) if tiny else (n, length, 6, 384, 12)
     model = Transformer(nn.Embedding(1000, width), length, layers, width, heads, 10)
-    return Workload(model, torch.randint(1000, (n, length)), torch.randint(10, (n,)), _targets(layers, "qkvo"))
+    return Workload(model, torch.randint(1000, (n, length)), torch.randint(10, (n,)), _targets(layers, "qv"))
 
 
-def vit(tiny: bool, maps: tuple[str, ...]) -> Workload:
+def vit(tiny: bool, maps: tuple[str, ...] | str) -> Workload:
     """Two layers of the shape of ViT-B/16; patches of 16 by 16 pixels in three colours, one label a row."""
     n, length, patch, layers, width, heads = (6, 9, 12, 2, 16, 2) if tiny else (32, 197, 768, 2, 768, 12)
     model = Transformer(nn.Linear(patch, width), length, layers, width, heads, 100)
@@ -138,11 +138,11 @@ def _targets(layers: int, maps: tuple[str, ...] | str) -> list[str]:
 ALL = ("q", "k", "v", "o", "up", "down")
 BUILD: dict[str, Callable[[bool], Workload]] = {
     "MLP, T=1, N=256": mlp,
-    "MiniLM, T=16, N=64": lambda tiny: minilm(tiny, 64, 16),
-    "MiniLM, T=128, N=32": lambda tiny: minilm(tiny, 32, 128),
-    "ViT q v, T=197, N=32": lambda tiny: vit(tiny, ("q", "v")),
+    "MiniLM q v, T=16, N=64": lambda tiny: minilm(tiny, 64, 16),
+    "MiniLM q v, T=128, N=32": lambda tiny: minilm(tiny, 32, 128),
+    "ViT q v, T=197, N=32": lambda tiny: vit(tiny, "qv"),
     "ViT all linear, T=197, N=32": lambda tiny: vit(tiny, ALL),
-    "GPT-2, T=256, N=8": gpt2,
+    "GPT-2 all linear, T=256, N=8": gpt2,
 }
 
 

@@ -32,7 +32,10 @@ def test_every_keyword_of_measure_and_of_every_form_can_be_chosen(name):
 
 def test_a_method_has_keywords_of_its_own():
     assert choose({"mine": 3}, DEFAULTS, {"mine": int}).own == {"mine": 3}
-    for wrong in ({"mine": "x"}, "fisher.mine: 'x' is not allowed; expected a whole number"), ({"my": 3}, "unknown key 'my' .*, mine"):
+    for wrong in (
+        ({"mine": "x"}, "fisher.mine: 'x' is not allowed; expected a whole number"),
+        ({"my": 3}, "unknown key 'my' .*, mine"),
+    ):
         with pytest.raises(ValueError, match=wrong[1]):
             choose(wrong[0], DEFAULTS, {"mine": int})
 

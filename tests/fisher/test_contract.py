@@ -44,7 +44,7 @@ ACCUMULATED = {
 }
 
 
-@pytest.mark.parametrize("tile", [16, 1 << 17])
+@pytest.mark.parametrize("tile", [16, 1 << 18])
 @pytest.mark.parametrize(("N", "T", "n_in", "out"), SHAPES)
 def test_matrices_are_added_in_place(monkeypatch, N, T, n_in, out, tile):
     of_blocks(monkeypatch, tile * max(1, n_in * out // 1000))
@@ -68,7 +68,7 @@ def test_products_with_a_probe(N, T, n_in, out):
             close(total, before.double() + matrices.sum(0) @ probe.double())
 
 
-@pytest.mark.parametrize("tile", [16, 1 << 17])
+@pytest.mark.parametrize("tile", [16, 1 << 18])
 @pytest.mark.parametrize(("N", "T", "n_in", "out"), SHAPES)
 def test_energies(monkeypatch, N, T, n_in, out, tile):
     of_blocks(monkeypatch, tile * max(1, n_in * out // 1000))

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from models import VOCABULARY
 from retain.task import CrossEntropy, Draws, SquaredError
+from retain.task.likelihood import _scrambled
 
 LABELS = ["mixture", "sample", "exact", "data", "predicted"]
 DRAWN = ["mixture", "sample"]
@@ -194,9 +195,23 @@ def test_a_row_draws_the_same_in_any_batch_and_under_any_padding(kind):
 
 def test_draws_are_uniform_and_signs_are_fair():
     used = torch.ones(2000, 3, dtype=torch.bool)
-    uniform, signs = draws(2000).uniform(used), draws(2000).signs(used, 11).float()
+    uniform, signs = draws(2000).uniform(used), draws(2000).signs(used, 70).float()
     assert float(uniform.mean()) == pytest.approx(0.5, abs=0.02)
     assert float(uniform.var()) == pytest.approx(1 / 12, abs=0.005)
-    assert signs.shape == (6000, 11) and signs.abs().eq(1).all()
-    torch.testing.assert_close(signs.T @ signs / 6000, torch.eye(11), atol=0.06, rtol=0)
+    assert signs.shape == (6000, 70) and signs.abs().eq(1).all()
+    torch.testing.assert_close(signs.T @ signs / 6000, torch.eye(70), atol=0.07, rtol=0)
     assert float(signs.mean(0).abs().max()) < 0.06
+
+
+def test_targets_rows_and_seeds_draw_independently():
+    def signs(rows, seed):
+        return Draws(torch.arange(rows), seed).signs(torch.ones(rows, 10, dtype=torch.bool), 64).float().flatten(1)
+
+    one = signs(60, 0).reshape(60, 10, 64)
+    for others in (one.flatten(1), one.transpose(0, 1).flatten(1), torch.cat([signs(1, s) for s in range(60)])):
+        correlations = others @ others.T / others.shape[1] - torch.eye(len(others))
+        assert float(correlations.abs().max()) < 5.5 / others.shape[1] ** 0.5
+
+
+def test_the_hash_is_the_published_one():
+    assert int(_scrambled(torch.tensor(0))) % 2**64 == 0xE220A8397B1DCDAF

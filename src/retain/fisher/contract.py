@@ -14,9 +14,9 @@ from torch import Tensor
 
 from retain.task import precise
 
-# Entries of a gradient that are computed at a time. On a CPU 512 KiB, which stay in cache beside the sum that they are
-# added to; elsewhere what keeps a device busy.
-CPU_TILE, TILE = 1 << 17, 1 << 26
+# Entries of a gradient that are computed at a time. On a CPU at most 1 MiB, which stays in cache beside the sum that it
+# is added to; elsewhere what keeps a device busy.
+CPU_TILE, TILE = 1 << 18, 1 << 26
 PAIRS = 4  # with so few places, squares of a sum over them are cheaper as products of pairs
 SMALL = 8  # so many gradients in one tile: one batched product costs less than that many calls
 HALF = 64  # from so many places on, products of bfloat16 inputs gain more than rounding and widening them costs
@@ -121,11 +121,13 @@ def _blocks(x: Tensor, d: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """
     if x.shape[1] < HALF:
         x, d = precise(x), precise(d)
-    step = min(d.shape[2], max(1, _tile(x) // x.shape[2]))
-    product = x.new_empty(step, x.shape[2])
+    out, n_in = d.shape[2], x.shape[2]
+    most = max(1, _tile(x) // n_in)
+    step = -(-out // -(-out // most))  # blocks of one size: a small last one would cost as many calls
+    product = x.new_empty(step, n_in)
     wide = precise(product)
     inputs = x.unbind()
-    for start in range(0, d.shape[2], step):
+    for start in range(0, out, step):
         rows = slice(start, start + step)
         for x_n, d_n in zip(inputs, d[..., rows].mT.unbind(), strict=True):
             block = torch.mm(d_n, x_n, out=product[: len(d_n)])

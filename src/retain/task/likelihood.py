@@ -41,7 +41,7 @@ class Draws:
         A hash, since a generator would have to be set anew for every row, which takes longer than a small model.
         """
         marks = used.reshape(len(used), -1)
-        rows = self.rows.to(used.device).unsqueeze(1) + _scrambled(torch.tensor(self.seed % (1 << 63))).item()
+        rows = self.rows.to(used.device).unsqueeze(1) + _scrambled(torch.tensor(self.seed % (1 << 63)))
         targets = _scrambled(_scrambled(rows) + marks.cumsum(1))[marks]
         return _scrambled(targets.unsqueeze(1) + torch.arange(count, device=used.device))
 
