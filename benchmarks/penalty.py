@@ -3,9 +3,10 @@
     python -m benchmarks.penalty
     python -m benchmarks.penalty --widths 768 --repeats 1
 
-A layer (width, width) under LoRA of rank r sees a batch of tokens: forward, backward to its input and both factors, AdamW
-on the factors. Beside it every form of the penalty on the same factors: value and both gradients. One process,
-contenders interleaved; CPU seconds, medians; fast ones are repeated within a round. Writes benchmarks/results/penalty.json.
+A layer (width, width) under LoRA of rank r sees a batch of tokens: forward, backward to its input and both factors,
+AdamW on the factors. Beside it every form of the penalty on the same factors: value and both gradients. One process,
+contenders interleaved; CPU seconds, medians; fast ones are repeated within a round. Writes
+benchmarks/results/penalty.json.
 """
 
 from __future__ import annotations

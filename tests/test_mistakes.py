@@ -103,7 +103,7 @@ def mistake(**sections: Any) -> str:
         (
             "method",
             {"fisher": {"samples": "all"}},
-            "method.fisher.samples: 'all' is not allowed; expected a whole number or 'auto'",
+            "method.fisher.samples: 'all' is not allowed; expected 'auto' or a whole number",
         ),
         ("method", {"fisher": {"samples": 0}}, "method.fisher: samples and batch_size must be at least 1, got 0 and 1"),
         (

@@ -81,7 +81,7 @@ def _inside(value: Any, step: int | str) -> bool:
 
 
 def _refusal(value: Any, expected: Iterable[str]) -> str:
-    allowed = " or ".join(dict.fromkeys(expected))
+    allowed = " or ".join(sorted(set(expected), key=lambda e: (len(e), e)))  # typing keeps no order of its own
     hint = did_you_mean(value, re.findall("'(.*?)'", allowed))
     if isinstance(value, bool) and "text" in allowed:
         hint = "; in YAML no and yes are false and true unless they stand in quotes"

@@ -52,7 +52,7 @@ def test_the_command_prints_what_a_clean_process_sees(
 
 @pytest.mark.parametrize("method", ["sequential", "ewc-lora"])
 def test_every_task_is_compared_in_one_process(method: str, bert: str, tmp_path: Path, in_process: list) -> None:
-    options = {"samples": 8, "mode": "merge"} if method == "ewc-lora" else {}
+    options = {"fisher": {"samples": 8}, "mode": "merge"} if method == "ewc-lora" else {}
     config = settings(bert, tmp_path, "mood sport", method={"name": method} | options)
     run(config, quiet())
     assert export(Path(config.output), tmp_path / "deep" / "there", console=quiet()) <= 1e-5

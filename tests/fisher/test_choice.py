@@ -77,7 +77,7 @@ def test_an_empty_form_weighs_nothing_and_can_be_added_to(name):
         ({"rank": 3}, "'rank' .value 3. is a keyword of the form 'kronecker', and the form here is 'diagonal'"),
         ({"storage": "uint9"}, "fisher.storage: 'uint9' .*; did you mean 'uint8'"),
         ({"temperature": 0.0}, "fisher: temperature and error must be above 0"),
-        ({"samples": 1.5}, "fisher.samples: 1.5 is not allowed; expected a whole number or 'auto'"),
+        ({"samples": 1.5}, "fisher.samples: 1.5 is not allowed; expected 'auto' or a whole number"),
     ],
 )
 def test_what_is_refused(given, message):
