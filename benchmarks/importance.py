@@ -3,9 +3,9 @@
     python -m benchmarks.importance --streams fashion text --seeds 0 1 2
 
 Every cell (form, strength) of a stream continues from one and the same first task. Along the run without protection all
-forms watch: what each foresees at a boundary stands beside the rise that the test rows show. Writes
-benchmarks/results/importance.json; run again to continue. Strengths are judged on validation rows, accuracies are of
-test rows.
+forms watch: what each foresees at a boundary stands beside the rise that the test rows show. Strengths are judged on
+validation rows, accuracies are of test rows. Writes benchmarks/results/importance-STREAM-SEED.json; run again to
+continue.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ FIGURE = Path(__file__).parents[1] / "docs" / "importance.png"
 COLOURS = {
     "none": "#c44e52",
     "diagonal": "#8c8c8c",
+    "diagonal uint8": "#c9a227",
     "factored 4": "#dd8452",
     "kronecker dense": "#55a868",
     "kronecker 16": "#2a6f97",
@@ -39,6 +40,7 @@ COLOURS = {
 }
 FORMS: dict[str, dict[str, Any]] = {
     "diagonal": {"form": "diagonal"},
+    "diagonal uint8": {"form": "diagonal", "storage": "uint8"},
     "factored 4": {"form": "factored", "components": 4},
     "kronecker dense": {"form": "kronecker", "rank": None},
     "kronecker 16": {"form": "kronecker", "rank": 16},
@@ -99,11 +101,12 @@ def measure(model: Any, stream: Stream, form: str, strength: float, seed: int) -
         f: EWCLoRA(model, strength=strength, fisher=PASS | keywords, seed=seed) for f, keywords in watched.items()
     }
     tasks, table, learned, boundaries = stream.tasks, [], [], []
-    before: list[tuple[Tensor, float]] = []
+    before: list[tuple[Tensor, Tensor]] = []
+    tests = [{k: v[: None if form == "none" else stream.glance] for k, v in task.test[0].items()} for task in tasks]
     for number, task in enumerate(tasks):
         if number:
             fit(model, stream, number, list(methods.values()), seed)
-        after = [outcome(model, t, t.test[0]) for t in tasks[: number + 1]]
+        after = [outcome(model, *part) for part in zip(tasks[: number + 1], tests, strict=False)]
         if number:
             rises = [now - old for (now, _), (old, _) in zip(after, before, strict=False)]
             boundaries.append(
@@ -117,11 +120,12 @@ def measure(model: Any, stream: Stream, form: str, strength: float, seed: int) -
         for method in methods.values():
             method.end_task(task)
         before = after
-        table.append([accuracy for _, accuracy in after])
-        learned.append(outcome(model, task, stream.validation[number])[1])
-    final = [outcome(model, task, rows)[1] for task, rows in zip(tasks[:-1], stream.validation, strict=False)]
+        table.append([share(right) for _, right in after])
+        learned.append(share(outcome(model, task, stream.validation[number])[1]))
+    final = [share(outcome(model, *part)[1]) for part in zip(tasks, stream.validation, strict=True)]
     return scores(table) | {
-        "validation": {"final": (sum(final) + learned[-1]) / len(tasks), "learned": sum(learned) / len(tasks)},
+        "validation": {"final": sum(final) / len(tasks), "learned": sum(learned) / len(tasks)},
+        "right": [np.packbits(right[: stream.glance].numpy()).tobytes().hex() for _, right in after],
         "boundaries": boundaries,
         "bytes": {f: size(m) for f, m in methods.items()},
         "seconds": round(time.perf_counter() - begin, 1),
@@ -161,15 +165,19 @@ def logits(model: Any, rows: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def outcome(model: Any, task: Task, rows: Batch) -> tuple[Tensor, float]:
-    """Loss of each row (n,) in nats, and the accuracy, the task known."""
+def outcome(model: Any, task: Task, rows: Batch) -> tuple[Tensor, Tensor]:
+    """Loss of each row (n,) in nats, and whether it is classified right (n,), the task known."""
     model.eval()
     lost, right = [], []
     for chunk in torch.arange(len(rows["labels"])).split(64):
         outputs, labels = logits(model, {k: v[chunk] for k, v in rows.items()}), rows["labels"][chunk]
         lost.append(task.loss.nll(outputs, labels))
         right.append(task.loss.restrict(outputs, labels).argmax(1) == labels)
-    return torch.cat(lost), float(torch.cat(right).double().mean())
+    return torch.cat(lost), torch.cat(right)
+
+
+def share(right: Tensor) -> float:
+    return float(right.double().mean())
 
 
 def scores(table: list[list[float]]) -> dict[str, float]:

@@ -26,12 +26,16 @@ from retain.hf import load_model
 
 CACHE = Path(os.environ.get("RETAIN_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/retain").expanduser()
 LORA = {"r": 8, "lora_alpha": 8, "target_modules": "all-linear"}
+TEST_ROWS = 2000  # of a task; all there are, if fewer
 Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Tasks, a maker of their adapted model, and the settings that they are trained with."""
+    """Tasks, a maker of their adapted model, and the settings that they are trained with.
+
+    ``glance`` is how many test rows of a task suffice where not all of them are needed.
+    """
 
     tasks: list[Task]
     validation: list[Batch]
@@ -40,10 +44,11 @@ class Stream:
     head_learning_rate: float
     epochs: int
     batch_size: int
+    glance: int
 
 
 def text(seed: int, rows: int = 150, held_out: int = 250, length: int = 32) -> Stream:
-    """Five tasks of 8, 8, 2, 4 and 13 classes; ``held_out`` validation rows (of the training split) and test rows."""
+    """Five tasks of 8, 8, 2, 4 and 13 classes; ``held_out`` validation rows (of the training split)."""
     tokenizer = AutoTokenizer.from_pretrained(minilm())
     entries = {**DEMO, "markets": VALIDATION["wide"]["markets"]}
     splits, sizes = [], []
@@ -51,7 +56,7 @@ def text(seed: int, rows: int = 150, held_out: int = 250, length: int = 32) -> S
         classes, folder = names.split(), corpus(source)
         train, test = (_texts(folder / f"{split}.jsonl", classes) for split in ("train", "test"))
         order = np.random.default_rng(seed).permutation(len(train))
-        test_order = np.random.default_rng(0).permutation(len(test))[:held_out]
+        test_order = np.random.default_rng(0).permutation(len(test))[:TEST_ROWS]
         chosen = (
             [train[i] for i in order[:rows]],
             [train[i] for i in order[rows : rows + held_out]],
@@ -71,7 +76,7 @@ def text(seed: int, rows: int = 150, held_out: int = 250, length: int = 32) -> S
     def model(seed: int) -> Any:
         return load_model(minilm(), "text", sizes, LORA, seed=seed)
 
-    return Stream(tasks, validation, model, 2e-3, 5e-3, 4, 8)
+    return Stream(tasks, validation, model, 2e-3, 5e-3, 4, 8, 250)
 
 
 def fashion(seed: int, rows: int = 500, held_out: int = 600) -> Stream:
@@ -82,7 +87,7 @@ def fashion(seed: int, rows: int = 500, held_out: int = 600) -> Stream:
     for task in range(5):
         mine = torch.from_numpy(order)[torch.isin(y[order], torch.tensor([2 * task, 2 * task + 1]))]
         parts = [(x[i], y[i]) for i in (mine[:rows], mine[rows : rows + held_out])]
-        there = torch.isin(y_test, torch.tensor([2 * task, 2 * task + 1])).nonzero()[:, 0][:held_out]
+        there = torch.isin(y_test, torch.tensor([2 * task, 2 * task + 1])).nonzero()[:, 0][:TEST_ROWS]
         parts.append((x_test[there], y_test[there]))
         splits.append([{"pixel_values": pixels, "labels": labels} for pixels, labels in parts])
     tasks, validation = _tasks([f"fashion-{i}" for i in range(5)], splits, [2] * 5)
@@ -91,7 +96,7 @@ def fashion(seed: int, rows: int = 500, held_out: int = 600) -> Stream:
     def model(seed: int) -> Any:
         return load_model(str(folder), "image", [2] * 5, LORA, seed=seed)
 
-    return Stream(tasks, validation, model, 2e-3, 5e-3, 3, 16)
+    return Stream(tasks, validation, model, 2e-3, 5e-3, 3, 16, 1000)
 
 
 STREAMS = {"text": text, "fashion": fashion}
