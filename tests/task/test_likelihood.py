@@ -215,3 +215,13 @@ def test_targets_rows_and_seeds_draw_independently():
 
 def test_the_hash_is_the_published_one():
     assert int(_scrambled(torch.tensor(0))) % 2**64 == 0xE220A8397B1DCDAF
+
+
+@pytest.mark.parametrize("labels", ["mixture", "sample", "exact", "data"])
+def test_a_gaussian_of_one_number_needs_no_dimension_for_it(labels):
+    outputs, targets = torch.randn(5), torch.randn(5)
+    flat, column = (
+        scores(SquaredError(), labels, outputs, targets),
+        scores(SquaredError(), labels, outputs[:, None], targets[:, None]),
+    )
+    torch.testing.assert_close(flat, column[..., 0])

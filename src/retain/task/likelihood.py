@@ -168,7 +168,8 @@ class SquaredError:
                 "labels='predicted' gives a Gaussian no score at all: its Fisher would be zero; use labels='mixture'"
             )
         elif labels == "mixture":
-            yield draws.signs(each[:, 0].reshape(len(mean), -1)[:, 0], mean[0].numel()).to(mean).reshape(mean.shape)
+            rows = each.reshape(len(mean), -1)[:, 0]
+            yield draws.signs(rows, mean[0].numel()).to(mean).reshape(mean.shape)
         elif labels == "sample":
             yield torch.erfinv(1 - 2 * draws.uniform(each).to(mean).clamp(1e-6, 1 - 1e-6)).reshape(mean.shape) * 2**0.5
         else:
