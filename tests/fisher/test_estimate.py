@@ -217,3 +217,9 @@ def test_rows_without_a_label_count_for_nothing_but_the_mean():
         ours = parameter_fisher(model, parameters(model), half, labels=labels)
         expected = parameter_fisher(model, parameters(model), first, labels=labels)
         assert relative_error(ours, {name: f / 2 for name, f in expected.items()}) < 1e-5
+
+
+def test_the_plain_diagonal_takes_no_options_of_a_form():
+    model = MLP()
+    with pytest.raises(ValueError, match="unknown key 'storage'"):
+        weight_fisher(model, {"0": model[0]}, vectors(), storage="uint8")

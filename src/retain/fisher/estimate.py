@@ -116,6 +116,7 @@ def weight_fisher(model: nn.Module, modules: Mapping[str, nn.Module], task: Task
 
     Options of the pass and errors as for ``measure``, but all rows unless ``samples`` says otherwise.
     """
+    check_names(options, OPTIONS, "weight_fisher")
     worth = trace if options.get("samples") == "auto" else unmeasured
     forms, _ = _forms(model, modules, task, FORMS["diagonal"], worth, options)
     return {name: form.state_dict()["fisher"] for name, form in forms.items()}
