@@ -152,3 +152,12 @@ def test_a_state_of_another_rank_is_refused(had, asked):
     state = collect("kronecker", examples(), rank=had).state_dict()
     with pytest.raises(ValueError, match=f"not the state of a Kronecker with rank={asked}: (left|right) is"):
         Kronecker.from_state_dict(state, rank=asked)
+
+
+@pytest.mark.parametrize("ranks", [(None, 1), (None, 4), (4, None)], ids=str)
+def test_a_dense_and_a_low_rank_side_are_not_summed(ranks):
+    mine, its = (collect("kronecker", examples(), rank=rank) for rank in ranks)
+    before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
+    with pytest.raises(ValueError, match="same rank"):
+        mine.accumulate(its)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mine.state_dict().items())

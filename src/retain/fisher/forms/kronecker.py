@@ -53,6 +53,9 @@ class Kronecker(Form):
 
     def accumulate(self, other: Form, decay: float = 1.0) -> None:
         other = alike(self, other, decay)
+        for mine, its in ((self.left, other.left), (self.right, other.right)):
+            if (mine.rest is None) != (its.rest is None):
+                raise ValueError("a dense and a low-rank side cannot be summed: measure both with the same rank")
         self.left.accumulate(other.left, decay)
         self.right.accumulate(other.right, decay)
 
@@ -122,7 +125,7 @@ class Side:
     def accumulate(self, other: Side, decay: float) -> None:
         """S <- decay S + S_other; of a low-rank side the diagonal stays exact, and so the trace."""
         self.rescale(decay)
-        if self.rest is None or other.rest is None:
+        if self.rest is None or other.rest is None:  # both or neither
             self.matrix += other.matrix
             return
         stack = torch.cat([self.matrix, other.matrix], 1).to("cpu", torch.float64)
