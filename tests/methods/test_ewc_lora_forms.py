@@ -223,3 +223,15 @@ def test_a_task_counts_less_as_importance_decays():
 def test_what_is_said_of_importance_is_checked_when_the_method_is_made(fisher, message):
     with pytest.raises(ValueError, match=message):
         EWCLoRA(bare_mlp(), fisher=fisher)
+
+
+@every_form
+def test_importance_of_weights_of_another_shape_is_refused(fisher):
+    method = EWCLoRA(bare_mlp(), fisher=fisher)
+    method.end_task(A)
+    other = EWCLoRA(bare_mlp(target_modules=["0"]), fisher=fisher)
+    swapped = {
+        f"fisher/0/{key.split('/')[2]}": t for key, t in method.state_dict().items() if key.startswith("fisher/2/")
+    }
+    with pytest.raises(ValueError, match=r"importance of 0 is of a weight \(5, 6\), and here it is \(6, 4\)"):
+        other.load_state_dict(swapped)

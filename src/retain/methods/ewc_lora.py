@@ -110,7 +110,11 @@ class EWCLoRA(Method):
 
     @fisher.setter
     def fisher(self, state: dict[str, dict[str, Tensor]]) -> None:
-        self.forms = _restored(self.choice, state)
+        forms = _restored(self.choice, state)
+        for name, form in forms.items():
+            if form.shape != (shape := (len(self.sites[name].B), self.sites[name].A.shape[1])):
+                raise ValueError(f"the importance of {name} is of a weight {form.shape}, and here it is {shape}")
+        self.forms = forms
 
     @property
     def sketches(self) -> dict[str, dict[str, dict[str, Tensor]]]:
