@@ -15,29 +15,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from benchmarks.importance_report import draw, show
 from benchmarks.streams import STREAMS, Batch, Stream
 from retain import EWCLoRA, Task, attach, store
 from retain.heads import heads_of
 from retain.lora import adapter_parameters
 
 RESULTS = Path(__file__).parent / "results"
-FIGURE = Path(__file__).parents[1] / "docs" / "importance.png"
-COLOURS = {
-    "none": "#c44e52",
-    "diagonal": "#8c8c8c",
-    "diagonal uint8": "#c9a227",
-    "factored 4": "#dd8452",
-    "kronecker dense": "#55a868",
-    "kronecker 16": "#2a6f97",
-    "kronecker 4": "#8172b3",
-}
 FORMS: dict[str, dict[str, Any]] = {
     "diagonal": {"form": "diagonal"},
     "diagonal uint8": {"form": "diagonal", "storage": "uint8"},
@@ -46,7 +34,15 @@ FORMS: dict[str, dict[str, Any]] = {
     "kronecker 16": {"form": "kronecker", "rank": 16},
     "kronecker 4": {"form": "kronecker", "rank": 4},
 }
-STRENGTHS = {"diagonal": (1e2, 1e3, 1e4, 1e5), "factored": (1e3, 1e4), "kronecker": (1.0, 10.0, 100.0)}
+STRENGTHS = {
+    "diagonal": (1e2, 1e3, 1e4, 1e5),
+    "diagonal uint8": (1e3, 1e4),
+    "factored 4": (1e3, 1e4),
+    "kronecker dense": (10.0, 100.0),
+    "kronecker 16": (1.0, 10.0, 30.0, 100.0, 300.0),
+    "kronecker 4": (10.0, 100.0),
+}
+DEFAULT = ("kronecker 16", 10.0)
 PASS = {"labels": "mixture", "samples": None}
 
 
@@ -62,7 +58,7 @@ def main() -> None:
         for seed in options.seeds:
             study(name, seed, options.forms)
     rows = [row for path in sorted(RESULTS.glob("importance-*-*.json")) for row in store.read_json(path)["rows"]]
-    show(rows)
+    show(rows, list(FORMS), DEFAULT)
     draw(rows)
 
 
@@ -71,7 +67,7 @@ def study(name: str, seed: int, forms: list[str]) -> None:
     path = RESULTS / f"importance-{name}-{seed}.json"
     rows = store.read_json(path)["rows"] if path.exists() else []
     done = {(row["form"], row["strength"]) for row in rows}
-    cells = [("none", 0.0)] + [(form, s) for form in forms for s in STRENGTHS[form.split()[0]]]
+    cells = [("none", 0.0)] + [(form, s) for form in forms for s in STRENGTHS[form]]
     cells = [cell for cell in cells if cell not in done]
     if not cells:
         return
@@ -125,6 +121,7 @@ def measure(model: Any, stream: Stream, form: str, strength: float, seed: int) -
     final = [share(outcome(model, *part)[1]) for part in zip(tasks, stream.validation, strict=True)]
     return scores(table) | {
         "validation": {"final": sum(final) / len(tasks), "learned": sum(learned) / len(tasks)},
+        "rows": [len(right[: stream.glance]) for _, right in after],
         "right": [np.packbits(right[: stream.glance].numpy()).tobytes().hex() for _, right in after],
         "boundaries": boundaries,
         "bytes": {f: size(m) for f, m in methods.items()},
@@ -193,74 +190,6 @@ def scores(table: list[list[float]]) -> dict[str, float]:
 
 def size(method: EWCLoRA) -> int:
     return sum(t.numel() * t.element_size() for key, t in method.state_dict().items() if key.startswith("fisher"))
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    """Means and spread over seeds of every cell, and how the forms' foresight compares with measured rises."""
-    table = Table("stream", "form", "strength", "final", "learned", "forgetting", "bytes", "seeds")
-    for cell in dict.fromkeys((row["stream"], row["form"], row["strength"]) for row in rows):
-        mine = [row for row in rows if (row["stream"], row["form"], row["strength"]) == cell]
-        numbers = [[row[key] for row in mine] for key in ("final", "learned", "forgetting")]
-        cells = [f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" if len(v) > 1 else f"{v[0]:.3f}" for v in numbers]
-        kept = mine[0]["bytes"].get(cell[1], 0)
-        table.add_row(cell[0], cell[1], f"{cell[2]:g}", *cells, f"{kept:,}", str(len(mine)))
-    Console(width=140).print(table)
-    table = Table(
-        "stream", "form", "clear boundaries", "median rise / foreseen", "quartiles", "calibrated on earlier ones"
-    )
-    for name in dict.fromkeys(row["stream"] for row in rows):
-        for form in FORMS:
-            runs = foresights([row for row in rows if row["stream"] == name], form)
-            ratios = [ratio for run in runs for ratio in run]
-            if ratios:
-                low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-                errors = [max(r / c, c / r) for run in runs for r, c in calibrated(run)]
-                last = f"within x {np.median(errors):.2f}" if errors else ""
-                table.add_row(name, form, str(len(ratios)), f"{middle:.1f}", f"{low:.1f} to {high:.1f}", last)
-    Console(width=140).print(table)
-
-
-def foresights(rows: list[dict[str, Any]], form: str) -> list[list[float]]:
-    """Rise / foreseen at every boundary, run by run, whose measured rise exceeds two standard errors."""
-    runs = []
-    for row in rows:
-        clear = [b for b in row["boundaries"] if b["rise"] > 2 * b["standard_error"] and form in b["foreseen"]]
-        runs.append([b["rise"] / b["foreseen"][form] for b in clear])
-    return runs
-
-
-def calibrated(run: list[float]) -> list[tuple[float, float]]:
-    """Every ratio but the first beside the geometric mean of those before it in the same run."""
-    return [(run[i], float(np.exp(np.mean(np.log(run[:i]))))) for i in range(1, len(run))]
-
-
-def draw(rows: list[dict[str, Any]]) -> None:
-    """Stability against plasticity per form, and what was foreseen against what was measured."""
-    streams = list(dict.fromkeys(row["stream"] for row in rows))
-    figure, panels = plt.subplots(2, len(streams), figsize=(5 * len(streams), 8), layout="constrained", squeeze=False)
-    for i, name in enumerate(streams):
-        mine = [row for row in rows if row["stream"] == name]
-        for form, colour in COLOURS.items():
-            cells: dict[float, list[dict[str, Any]]] = {}
-            for row in mine:
-                if row["form"] == form:
-                    cells.setdefault(row["strength"], []).append(row)
-            if cells:
-                means = [[np.mean([r[key] for r in c]) for c in cells.values()] for key in ("forgetting", "learned")]
-                panels[0, i].plot(*means, "o-", color=colour, label=form, markersize=5)
-            seen = [(b["foreseen"][form], b["rise"]) for r in mine for b in r["boundaries"] if form in b["foreseen"]]
-            clear = [(f, rise) for f, rise in seen if rise > 0 and f > 0]
-            if clear:
-                panels[1, i].plot(*zip(*clear, strict=True), "o", color=colour, label=form, markersize=4, alpha=0.7)
-        panels[0, i].set(title=name, xlabel="forgetting", ylabel="learning accuracy")
-        line = np.array([1e-3, 10])
-        for factor, style in ((1, "-"), (10, ":")):
-            panels[1, i].plot(line, factor * line, style, color="#888888", linewidth=1)
-        panels[1, i].set(xscale="log", yscale="log", xlabel="rise foreseen (nats)", ylabel="rise measured (nats)")
-        for panel in panels[:, i]:
-            panel.spines[["top", "right"]].set_visible(False)
-            panel.legend(frameon=False, fontsize=8)
-    figure.savefig(FIGURE, dpi=150)
 
 
 if __name__ == "__main__":

@@ -214,3 +214,18 @@ def test_progress_is_told_batch_by_batch():
     seen, model = [], MLP()
     parameter_fisher(model, parameters(model), vectors(sizes=(9,)), batch_size=4, progress=lambda *n: seen.append(n))
     assert seen == [(4, 9), (8, 9), (9, 9)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_auto_does_not_overlook_the_one_row_in_a_hundred_that_holds_the_information(seed):
+    generator = torch.Generator().manual_seed(seed)
+    model, noise = nn.Linear(6, 3, bias=False).double(), torch.randn(2000, 6, generator=generator, dtype=torch.float64)
+    nn.init.orthogonal_(model.weight, generator=generator)
+    labels = torch.randint(3, (2000,), generator=generator)
+    x = 12 * model.weight.detach()[labels] + 0.1 * noise  # the model is sure of these
+    x[::100] = 3 * torch.linalg.svd(model.weight.detach())[2][3]  # and has no idea of those
+    task = Task("t", [(x, labels)])
+    exact = measure(model, {"": model}, task, form="diagonal", labels="exact", samples=None).forms[""].trace
+    found = measure(model, {"": model}, task, form="diagonal", labels="exact", samples="auto", seed=seed)
+    assert found.error < 0.1
+    assert found.forms[""].trace == pytest.approx(exact, rel=4 * found.error)

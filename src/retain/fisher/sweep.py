@@ -18,6 +18,9 @@ START = 64  # draws with which ``samples="auto"`` begins: from fewer, a standard
 CLOSE = 0.25  # of the variance that is due to labels: what is left for more draws to mend is not worth them
 AGAIN = 8  # one in so many examples is labelled once more, to see what labels leave to chance
 PEEK = 256  # rows that tell whether importance sampling will help
+# With "auto" a plain mean over START rows might stop at once, so that more are looked at: of rows of which one in a
+# hundred holds most of the scores, that few have none every other time.
+PEEK_AUTO = START * LOOKS
 
 Samples = int | Literal["auto"] | None
 Progress = Callable[[int, int], None]
@@ -72,7 +75,7 @@ class Sweep:
         generator = torch.Generator().manual_seed(_other(self.seed))
         draws = min(rows if self.samples is None else START if self.samples == "auto" else self.samples, rows)
         if draws < rows:
-            energies = self._look(order[: min(draws, PEEK)])
+            energies = self._look(order[: PEEK_AUTO if self.samples == "auto" else PEEK])
         focused = concentration(energies) >= WORTH
         while True:
             wanted = draws * LOOKS if focused else draws

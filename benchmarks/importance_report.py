@@ -1,0 +1,137 @@
+"""Tables and figure of benchmarks.importance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+Row = dict[str, Any]
+FIGURE = Path(__file__).parents[1] / "docs" / "importance.png"
+COLOURS = {
+    "none": "#c44e52",
+    "diagonal": "#8c8c8c",
+    "diagonal uint8": "#c9a227",
+    "factored 4": "#dd8452",
+    "kronecker dense": "#55a868",
+    "kronecker 16": "#2a6f97",
+    "kronecker 4": "#8172b3",
+}
+
+
+def show(rows: list[Row], forms: list[str], default: tuple[str, float]) -> None:
+    """All tables: accuracies, the default cell against the best of every form, and the foresight of forms."""
+    console = Console(width=150)
+    console.print(accuracies(rows))
+    for name in dict.fromkeys(row["stream"] for row in rows):
+        mine = [row for row in rows if row["stream"] == name]
+        console.print(against(mine, forms, default))
+        console.print(foresight(mine, forms))
+
+
+def accuracies(rows: list[Row]) -> Table:
+    """Means and spread over seeds of every cell."""
+    table = Table("stream", "form", "strength", "final", "learned", "forgetting", "bytes", "seeds")
+    for stream, form, strength in dict.fromkeys((row["stream"], row["form"], row["strength"]) for row in rows):
+        mine = [r for r in rows if r["stream"] == stream and (r["form"], r["strength"]) == (form, strength)]
+        numbers = [[row[key] for row in mine] for key in ("final", "learned", "forgetting")]
+        cells = [f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" if len(v) > 1 else f"{v[0]:.3f}" for v in numbers]
+        kept = mine[0]["bytes"].get(form, 0)
+        table.add_row(stream, form, f"{strength:g}", *cells, f"{kept:,}", str(len(mine)))
+    return table
+
+
+def against(rows: list[Row], forms: list[str], default: tuple[str, float]) -> Table:
+    """Final accuracy of the default cell minus that of every form's best strength, chosen on validation rows."""
+    title = f"{rows[0]['stream']}: {default[0]}, strength {default[1]:g}, minus"
+    table = Table("form", "best strength", "seeds", "difference", "95 % interval", title=title)
+    ours = {row["seed"]: row for row in rows if (row["form"], row["strength"]) == default}
+    for form in ("none", *forms):
+        if not (mine := [row for row in rows if row["form"] == form and row["seed"] in ours]):
+            continue
+        strengths = {row["strength"] for row in mine}
+        best = max(strengths, key=lambda s: np.mean([r["validation"]["final"] for r in mine if r["strength"] == s]))
+        pairs = [(ours[row["seed"]], row) for row in mine if row["strength"] == best]
+        middle, low, high = (100 * x for x in paired(pairs))
+        table.add_row(form, f"{best:g}", str(len(pairs)), f"{middle:+.1f}", f"{low:+.1f} to {high:+.1f} points")
+    return table
+
+
+def paired(pairs: list[tuple[Row, Row]], redraws: int = 4000) -> tuple[float, float, float]:
+    """Mean difference of final accuracy and its 95 % interval: test rows redrawn within tasks, all seeds alike."""
+    generator, totals = np.random.default_rng(0), np.zeros(redraws)
+    tasks = len(pairs[0][0]["rows"])
+    middle = 0.0
+    for task in range(tasks):
+        difference = np.mean([right(a, task) - right(b, task) for a, b in pairs], 0)
+        middle += difference.mean() / tasks
+        totals += generator.choice(difference, (redraws, len(difference))).mean(1) / tasks
+    low, high = np.quantile(totals, [0.025, 0.975])
+    return middle, float(low), float(high)
+
+
+def right(row: Row, task: int) -> np.ndarray:
+    """Whether each test row of ``task`` is classified right after the last task, as 0 and 1."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["right"][task]), np.uint8))
+    return bits[: row["rows"][task]].astype(float)
+
+
+def foresight(rows: list[Row], forms: list[str]) -> Table:
+    """Measured rise over what was foreseen, at the boundaries where it is clear."""
+    columns = ("clear boundaries", "median rise / foreseen", "quartiles", "calibrated on earlier ones")
+    table = Table("form", *columns, title=rows[0]["stream"])
+    for form in forms:
+        runs = foresights(rows, form)
+        if ratios := [ratio for run in runs for ratio in run]:
+            low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+            errors = [max(r / c, c / r) for run in runs for r, c in calibrated(run)]
+            last = f"within x {np.median(errors):.2f}" if errors else ""
+            table.add_row(form, str(len(ratios)), f"{middle:.1f}", f"{low:.1f} to {high:.1f}", last)
+    return table
+
+
+def foresights(rows: list[Row], form: str) -> list[list[float]]:
+    """Rise / foreseen at every boundary, run by run, whose measured rise exceeds two standard errors."""
+    runs = []
+    for row in rows:
+        clear = [b for b in row["boundaries"] if b["rise"] > 2 * b["standard_error"] and form in b["foreseen"]]
+        runs.append([b["rise"] / b["foreseen"][form] for b in clear])
+    return runs
+
+
+def calibrated(run: list[float]) -> list[tuple[float, float]]:
+    """Every ratio but the first beside the geometric mean of those before it in the same run."""
+    return [(run[i], float(np.exp(np.mean(np.log(run[:i]))))) for i in range(1, len(run))]
+
+
+def draw(rows: list[Row]) -> None:
+    """Stability against plasticity per form, and what was foreseen against what was measured."""
+    streams = list(dict.fromkeys(row["stream"] for row in rows))
+    figure, panels = plt.subplots(2, len(streams), figsize=(5 * len(streams), 8), layout="constrained", squeeze=False)
+    for i, name in enumerate(streams):
+        mine = [row for row in rows if row["stream"] == name]
+        for form, colour in COLOURS.items():
+            cells: dict[float, list[Row]] = {}
+            for row in mine:
+                if row["form"] == form:
+                    cells.setdefault(row["strength"], []).append(row)
+            if cells:
+                means = [[np.mean([r[key] for r in c]) for c in cells.values()] for key in ("forgetting", "learned")]
+                panels[0, i].plot(*means, "o-", color=colour, label=form, markersize=5)
+            seen = [(b["foreseen"][form], b["rise"]) for r in mine for b in r["boundaries"] if form in b["foreseen"]]
+            clear = [(f, rise) for f, rise in seen if rise > 0 and f > 0]
+            if clear:
+                panels[1, i].plot(*zip(*clear, strict=True), "o", color=colour, label=form, markersize=4, alpha=0.7)
+        panels[0, i].set(title=name, xlabel="forgetting", ylabel="learning accuracy")
+        line = np.array([1e-3, 10])
+        for factor, style in ((1, "-"), (10, ":")):
+            panels[1, i].plot(line, factor * line, style, color="#888888", linewidth=1)
+        panels[1, i].set(xscale="log", yscale="log", xlabel="rise foreseen (nats)", ylabel="rise measured (nats)")
+        for panel in panels[:, i]:
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.legend(frameon=False, fontsize=8)
+    figure.savefig(FIGURE, dpi=150)
