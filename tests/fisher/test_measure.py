@@ -99,6 +99,17 @@ def test_autocast_runs_the_model_in_bfloat16_and_sums_in_float32(bert):
     assert 0 < relative_error(fast, exact) < 0.1
 
 
+def test_products_of_long_sequences_are_taken_in_bfloat16_if_the_pass_is(monkeypatch):
+    model, tokens = torch.nn.Linear(40, 30), torch.randn(6, 70, 40)
+    task, seen = Task("t", [(tokens, torch.randint(30, (6, 70)))]), []
+    product = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, **out: seen.append(a.dtype) or product(a, b, **out))
+    monkeypatch.setattr("retain.fisher.contract.SMALL", 10**9)
+    exact, fast = (weight_fisher(model, {"": model}, task, labels="data", dtype=dtype) for dtype in (None, "bfloat16"))
+    assert set(seen) == {torch.float32, torch.bfloat16}
+    assert 0 < relative_error(fast, exact) < 0.02
+
+
 # --- Refusals --------------------------------------------------------------------------------------------------------
 
 

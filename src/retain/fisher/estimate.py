@@ -85,7 +85,7 @@ def measure(
             error is below ``error`` (0.1), 64 or more. If a few rows hold most of the squared scores, they are drawn
             in proportion to them, and the others less often.
             ``batch_size``: on which nothing depends but speed and memory.
-            ``dtype``: "bfloat16" runs the model under autocast.
+            ``dtype``: "bfloat16" runs the model under autocast, and long sequences' products; sums stay float32.
             ``seed``: of rows and labels.
             ``progress``: called with the examples done and to do, batch by batch.
 

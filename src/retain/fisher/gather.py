@@ -45,8 +45,8 @@ class Sites(Generic[S]):
         self.values = torch.zeros(0)
 
     @contextmanager
-    def over(self, model: nn.Module) -> Iterator[None]:
-        with capture(model, self.modules, self._receive) as self.tape:
+    def over(self, model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+        with capture(model, self.modules, self._receive, dtype) as self.tape:
             yield
 
     def start(self, n: int) -> None:
@@ -98,7 +98,7 @@ class OneByOne:
         self.totals = {name: torch.zeros_like(precise(p)) for name, p in parameters.items()}
 
     @contextmanager
-    def over(self, model: nn.Module) -> Iterator[None]:
+    def over(self, model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
         with only_these_require_grad(model, self.parameters.values()):
             yield
 

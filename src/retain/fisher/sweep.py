@@ -29,8 +29,8 @@ Progress = Callable[[int, int], None]
 class Gather(Protocol):
     """What a backward pass is gathered into."""
 
-    def over(self, model: nn.Module) -> AbstractContextManager:
-        """A block within which ``model`` runs forward and backward."""
+    def over(self, model: nn.Module, dtype: torch.dtype | None) -> AbstractContextManager:
+        """A block within which ``model`` runs forward and backward; products may be of ``dtype``, if one is given."""
 
     def start(self, n: int) -> None:
         """The next forward is a batch of ``n`` examples."""
@@ -113,7 +113,7 @@ class Sweep:
         """(n,) values of ``rows`` (n,), which are gathered with ``weights`` (n,) and labels drawn with ``seed``."""
         found, done = torch.zeros(len(rows), device=self._device), 0
         plain = weights is None or bool((weights == 1).all())
-        with evaluating(self.model), torch.enable_grad(), gather.over(self.model):
+        with evaluating(self.model), torch.enable_grad(), gather.over(self.model, self._half):
             for places, outputs, scores in self._forward(rows, seed, gather.start):
                 if not outputs.requires_grad:
                     raise RuntimeError("the model's outputs do not depend on anything whose importance was asked for")
@@ -137,10 +137,14 @@ class Sweep:
             done += len(numbers)
             if start:
                 start(len(numbers))
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self.dtype is not None):
+            with torch.autocast(self._device.type, self._half, enabled=self._half is not None):
                 outputs, targets = forward(self.model, on_device(batch, self._device))
             draws = Draws(numbers, seed)
             yield places, outputs, self.task.loss.scores(self.labels, outputs, targets, draws, self.temperature)
+
+    @property
+    def _half(self) -> torch.dtype | None:
+        return None if self.dtype is None else torch.bfloat16
 
     @property
     def _device(self) -> torch.device:
