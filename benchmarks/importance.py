@@ -50,32 +50,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    parser.add_argument("--strengths", type=float, nargs="+", help="only these of those that a form is tried with")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.streams:
         for seed in options.seeds:
-            study(name, seed, options.forms)
+            study(name, seed, cells(options.forms, options.strengths))
     rows = [row for path in sorted(RESULTS.glob("importance-*-*.json")) for row in store.read_json(path)["rows"]]
     show(rows, list(FORMS), DEFAULT)
     draw(rows)
 
 
-def study(name: str, seed: int, forms: list[str]) -> None:
-    """All cells of one stream and seed, each written when it is done."""
+def cells(forms: list[str], strengths: list[float] | None) -> list[tuple[str, float]]:
+    """No protection, and every form with its strengths."""
+    every = [(form, strength) for form in forms for strength in STRENGTHS[form]]
+    return [("none", 0.0), *(cell for cell in every if strengths is None or cell[1] in strengths)]
+
+
+def study(name: str, seed: int, wanted: list[tuple[str, float]]) -> None:
+    """The wanted cells of one stream and seed, each written when it is done."""
     path = RESULTS / f"importance-{name}-{seed}.json"
     rows = store.read_json(path)["rows"] if path.exists() else []
     done = {(row["form"], row["strength"]) for row in rows}
-    cells = [("none", 0.0)] + [(form, s) for form in forms for s in STRENGTHS[form]]
-    cells = [cell for cell in cells if cell not in done]
-    if not cells:
+    if not (missing := [cell for cell in wanted if cell not in done]):
         return
     stream = STREAMS[name](seed)
     model = stream.model(seed)
     first = fit(model, stream, 0, [EWCLoRA(model, strength=0.0, fisher=PASS | FORMS["diagonal"], seed=seed)], seed)
     start = {n: p.detach().clone() for n, p in adapter_parameters(model).items()}
-    for form, strength in cells:
+    for form, strength in missing:
         with torch.no_grad():
             for n, p in adapter_parameters(model).items():
                 p.copy_(start[n])

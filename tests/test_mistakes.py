@@ -105,7 +105,7 @@ def mistake(**sections: Any) -> str:
             {"fisher": {"samples": "all"}},
             "method.fisher.samples: 'all' is not allowed; expected 'auto' or a whole number",
         ),
-        ("method", {"fisher": {"samples": 0}}, "method.fisher: samples and batch_size must be at least 1, got 0 and 1"),
+        ("method", {"fisher": {"samples": 0}}, "method.fisher.samples: 0 is not allowed; expected at least 1"),
         (
             "method",
             {"fisher": {"temperature": "hot"}},

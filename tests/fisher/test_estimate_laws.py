@@ -261,7 +261,7 @@ def test_an_output_that_depends_on_nothing_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": "samples"}, "unknown labels 'samples'; known: mixture, .*; did you mean 'sample'"),
+        ({"labels": "samples"}, "labels: 'samples' is not allowed; expected 'mixture', .*; did you mean 'sample'"),
         ({"samples": 0}, "at least 1"),
         ({"samples": -1}, "at least 1"),
         ({"batch_size": 0}, "at least 1"),

@@ -120,7 +120,7 @@ def test_products_of_long_sequences_are_taken_in_bfloat16_if_the_pass_is(monkeyp
         ({"sampels": 3}, "unknown key 'sampels' .value 3.; known: labels, .*samples.*; did you mean 'samples'"),
         ({"rank": 3}, "unknown key 'rank' .value 3.; known: .*storage"),
         ({"directions": {"1": ()}}, "directions: no module '1'; known: 0"),
-        ({"temperature": -1.0}, "above 0 and finite"),
+        ({"temperature": -1.0}, "expected a number above 0"),
         ({"labels": "exakt"}, "did you mean 'exact'"),
     ],
 )

@@ -10,7 +10,7 @@ from models import MLP, filled, layers, parameters, texts, tiny_bert, vectors
 from oracles import single_rows
 from retain.fisher import measure, parameter_fisher, weight_fisher
 from retain.fisher.gather import Sites, Unkept, squared_slope
-from retain.fisher.sweep import Sweep
+from retain.fisher.sweep import Sweep, check_pass
 from retain.task import SquaredError, Task, forward
 
 ROWS, SURE = 600, 25.0
@@ -229,3 +229,26 @@ def test_auto_does_not_overlook_the_one_row_in_a_hundred_that_holds_the_informat
     found = measure(model, {"": model}, task, form="diagonal", labels="exact", samples="auto", seed=seed)
     assert found.error < 0.1
     assert found.forms[""].trace == pytest.approx(exact, rel=4 * found.error)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": "exacted"}, "labels: 'exacted' is not allowed; expected 'mixture', .*; did you mean 'exact'"),
+        ({"dtype": "float16"}, "dtype: 'float16' is not allowed; expected 'bfloat16'"),
+        ({"samples": 0}, "samples: 0 is not allowed; expected at least 1"),
+        ({"samples": True}, "samples: True is not allowed; expected 'auto' or a whole number"),
+        ({"samples": "all"}, "samples: 'all' is not allowed; expected 'auto' or a whole number"),
+        ({"batch_size": 2.5}, "batch_size: 2.5 is not allowed; expected a whole number"),
+        ({"batch_size": 0}, "batch_size: 0 is not allowed; expected at least 1"),
+        ({"temperature": 0.0}, "temperature: 0.0 is not allowed; expected a number above 0"),
+        ({"temperature": float("inf")}, "temperature: inf"),
+        ({"error": float("nan")}, "error: nan"),
+    ],
+)
+def test_passes_to_no_end_are_refused(options, message):
+    check_pass(samples="auto", dtype="bfloat16")
+    with pytest.raises(ValueError, match=message):
+        check_pass(**options)
+    with pytest.raises(ValueError, match=message):
+        Sweep(MLP(), Task("t", [vectors()]), **options)

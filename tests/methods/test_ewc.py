@@ -91,6 +91,13 @@ def test_a_strong_spring_holds_the_weights_of_a_plain_module():
     assert change(1e8) < 0.2 * change(0.0)
 
 
+def test_a_boundary_says_how_many_examples_it_took():
+    method = EWC(MLP().double(), fisher={"samples": "auto", "error": 0.5})
+    method.end_task(double(0))
+    assert method.boundary["examples"] <= method.boundary["rows"] == 11
+    assert 0 <= method.boundary["error"] < 1
+
+
 def test_nothing_is_added_before_a_task_is_finished():
     assert EWC(MLP()).extra_loss() == 0.0
 
@@ -147,7 +154,7 @@ def test_any_module_without_an_adapter():
         ({"strength": float("nan")}, "strength must be at least 0 and finite, got nan"),
         ({"decay": 1.5}, r"decay must lie in \[0, 1\], got 1.5"),
         ({"fisher": {"labels": "all"}}, "fisher.labels: 'all' is not allowed; expected 'mixture', 'sample', 'exact', "),
-        ({"fisher": {"samples": 0}}, "fisher: samples and batch_size must be at least 1"),
+        ({"fisher": {"samples": 0}}, "is not allowed; expected at least 1"),
         ({"fisher": {"lables": "exact"}}, "fisher: unknown key 'lables' .* did you mean 'labels'"),
         ({"fisher": {"form": "kronecker"}}, "fisher.form: 'kronecker' needs weights with rows and columns"),
         ({"fisher": {"form": "diag"}}, "fisher.form: unknown form 'diag'; known: diagonal, .* did you mean 'diagonal'"),

@@ -184,6 +184,34 @@ def test_state_of_another_model_is_refused_by_name():
         other.load_state_dict({"adapters/a/2/A": torch.zeros(1)})
 
 
+@pytest.mark.parametrize(
+    ("dropped", "message"),
+    [
+        ("fisher/", "has finished tasks and no importance of theirs: nothing would be protected"),
+        ("anchor/", "the state lacks anchors: its mode was not 'shared'"),
+        (
+            "springs/base_model.model.classifier.modules_to_save.default.bias/anchor",
+            "spring of .*bias without its anchor",
+        ),
+    ],
+)
+def test_a_state_that_would_protect_nothing_is_refused(dropped, message):
+    method, other = EWCLoRA(tiny_bert()), EWCLoRA(tiny_bert())
+    fit(method, texts("a"))
+    state = {key: tensor for key, tensor in method.state_dict().items() if not key.startswith(dropped)}
+    assert len(state) < len(method.state_dict())
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(state)
+    assert not other.learned
+
+
+def test_a_state_of_the_other_mode_is_refused():
+    method = EWCLoRA(bare_mlp())
+    fit(method, A)
+    with pytest.raises(ValueError, match="the state has anchors: its mode was not 'merge'"):
+        EWCLoRA(bare_mlp(), mode="merge").load_state_dict(method.state_dict())
+
+
 # --- What trains beside the adapter ----------------------------------------------------------------------------------
 
 
@@ -208,8 +236,11 @@ def test_a_head_that_tasks_share_gets_a_spring_too():
 def test_what_trains_on_and_on_without_a_spring_is_warned_of():
     method = EWCLoRA(tiny_bert(modules_to_save=["classifier", "attention.output.LayerNorm"]))
     fit(method, texts("a"))
-    with pytest.warns(UserWarning, match="trained for more than one task, but not protected: .*LayerNorm"):
-        method.begin_task(texts("b"))
+    resumed = EWCLoRA(method.model)
+    resumed.load_state_dict(method.state_dict())
+    for each in (method, resumed):
+        with pytest.warns(UserWarning, match="trained for more than one task, but not protected: .*LayerNorm"):
+            each.begin_task(texts("b"))
 
 
 def test_a_language_model():

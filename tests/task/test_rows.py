@@ -20,7 +20,7 @@ from models import (
     texts,
     tiny_llama,
 )
-from retain.task import CrossEntropy, Task, check_pass, evaluating, forward, joined
+from retain.task import CrossEntropy, Task, evaluating, forward, joined
 
 
 def bare_t5():
@@ -146,27 +146,6 @@ def test_no_rows(data):
 def test_names_that_cannot_name_a_folder(name):
     with pytest.raises(ValueError, match="name"):
         Task(name, [])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"labels": "all"}, "unknown labels 'all'; known: mixture, sample, exact, data, predicted$"),
-        ({"labels": "exacted"}, "did you mean 'exact'"),
-        ({"samples": 0}, "samples and batch_size must be at least 1, got 0 and 16"),
-        ({"batch_size": 0}, "samples and batch_size must be at least 1, got None and 0"),
-        ({"samples": "all"}, "samples must be a number of rows, None for all of them, or 'auto', got 'all'"),
-        ({"temperature": 0.0}, "temperature and error must be above 0 and finite, got 0.0 and 0.1"),
-        ({"temperature": float("inf")}, "above 0 and finite"),
-        ({"error": float("nan")}, "above 0 and finite"),
-        ({"dtype": "float16"}, "unknown dtype 'float16'; known: None, bfloat16; did you mean 'bfloat16'"),
-    ],
-)
-def test_passes_to_no_end_are_refused(options, message):
-    usual = {"labels": "exact", "samples": None, "batch_size": 16}
-    check_pass(**usual | {"samples": "auto", "dtype": "bfloat16"})
-    with pytest.raises(ValueError, match=message):
-        check_pass(**usual | options)
 
 
 def test_evaluating_gives_every_module_its_own_mode_back():

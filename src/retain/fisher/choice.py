@@ -11,13 +11,10 @@ from torch import Tensor, nn
 
 from retain.fisher.estimate import Importance, form_options, measure
 from retain.fisher.forms import FORMS, Form
-from retain.fisher.sweep import Sweep
+from retain.fisher.sweep import PASS, check_pass
 from retain.mistakes import Within, check_names, check_types
 from retain.nearest import did_you_mean
-from retain.task import Task, check_pass
-
-# What a method says itself of a sweep.
-GIVEN = ("model", "task", "seed", "progress")
+from retain.task import Task
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,21 @@ class Choice:
         kind = torch.promote_types(like.dtype, torch.float32)
         return self.form.collector(out, in_, like.device, kind, **self.options).done(1.0)
 
-    def restored(self, state: Mapping[str, Tensor]) -> Form:
-        """The form that ``state`` was taken of.
+    def restored(self, state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Form]:
+        """The forms whose states ``state`` holds, by the name of the weight.
 
         Raises:
-            ValueError: a state of another form, or of other options.
+            ValueError: by its name, one of another form, or of other options.
         """
-        return self.form.from_state_dict(state, **self.options)
+        forms = {}
+        for name, tensors in state.items():
+            try:
+                forms[name] = self.form.from_state_dict(tensors, **self.options)
+            except ValueError as error:
+                raise ValueError(
+                    f"the importance of {name} was kept with other keywords of `fisher`: {error}"
+                ) from None
+        return forms
 
 
 def choose(
@@ -79,17 +84,17 @@ def _chosen(keywords: dict[str, Any], own: Mapping[str, Any]) -> Choice:
     name = keywords["form"]
     if not isinstance(name, str) or name not in FORMS:
         raise Within("form", f"unknown form {name!r}; known: {', '.join(FORMS)}{did_you_mean(name, FORMS)}")
-    of_form, of_sweep = _of_form(name), {k: v for k, v in get_type_hints(Sweep).items() if k not in GIVEN}
-    known = {"form": str, **of_form, **of_sweep, **own}
+    of_form = _of_form(name)
+    known = {"form": str, **of_form, **PASS, **own}
     for key in (key for key in keywords if key not in known):
         if others := [form for form in FORMS if key in _of_form(form)]:
             whose = f"is a keyword of the form {' or '.join(map(repr, others))}, and the form here is {name!r}"
             raise ValueError(f"{key!r} (value {keywords[key]!r}) {whose}")
     check_names(keywords, known, "the keyword fisher")
     check_types(keywords, known)
-    parts = [{k: v for k, v in keywords.items() if k in part} for part in (of_form, of_sweep, own)]
+    parts = [{k: v for k, v in keywords.items() if k in part} for part in (of_form, PASS, own)]
     choice = Choice(FORMS[name], *parts)
-    check_pass(**{"labels": "mixture", "samples": None, "batch_size": 1, **choice.sweep})
+    check_pass(**choice.sweep)
     FORMS[name].collector(1, 1, torch.device("cpu"), torch.float32, **choice.options)  # it looks at them itself
     return choice
 

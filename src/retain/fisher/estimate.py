@@ -129,6 +129,13 @@ def parameter_fisher(model: nn.Module, parameters: Mapping[str, nn.Parameter], t
     weight that two modules share, all are measured by one backward an example. Options and errors as for
     ``weight_fisher``.
     """
+    return sweep_parameters(model, parameters, task, **options)[0]
+
+
+def sweep_parameters(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], task: Task, **options: Any
+) -> tuple[Squares, Tally]:
+    """``parameter_fisher``, and the tally of the examples that it took."""
     check_names(options, OPTIONS, "parameter_fisher")
     auto = options.get("samples") == "auto"
     owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in parameters}
@@ -147,7 +154,7 @@ def parameter_fisher(model: nn.Module, parameters: Mapping[str, nn.Parameter], t
         found = {name: ranks.add_up(total) for name, total in single.totals.items()}
     fisher = {name: found[name].div_(tally.draws) for name in parameters if name in found}
     _check({name: float(total.sum()) for name, total in fisher.items()}, parameters)
-    return fisher
+    return fisher, tally
 
 
 def _forms(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from retain.fisher import ranks
 from retain.fisher.sampling import LOOKS, WORTH, Tally, concentration, drawn, every
-from retain.task import Draws, Labels, Task, check_pass, evaluating, forward, on_device
+from retain.mistakes import Within, check_types
+from retain.task import Draws, Labels, Task, evaluating, forward, on_device
 
 START = 64  # draws with which ``samples="auto"`` begins: from fewer, a standard error means nothing
 CLOSE = 0.25  # of the variance that is due to labels: what is left for more draws to mend is not worth them
@@ -55,14 +57,7 @@ class Sweep:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        check_pass(
-            self.labels,
-            self.samples,
-            self.batch_size,
-            temperature=self.temperature,
-            error=self.error,
-            dtype=self.dtype,
-        )
+        check_pass(**{key: getattr(self, key) for key in PASS})
 
     def run(self, gather: Gather, again: Gather | None = None) -> Tally:
         """Gather as many examples as are asked for; returns the tally of their values.
@@ -149,6 +144,24 @@ class Sweep:
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+
+PASS = {key: kind for key, kind in get_type_hints(Sweep).items() if key not in ("model", "task", "seed", "progress")}
+
+
+def check_pass(**given: Any) -> None:
+    """Refuse keywords of a ``Sweep`` with values of the wrong type, without examples, or to no end.
+
+    Raises:
+        ValueError: what came and what is allowed, in one line.
+    """
+    check_types(given, PASS)
+    for key in ("samples", "batch_size"):
+        if isinstance(value := given.get(key), int) and value < 1:
+            raise Within(key, f"{value} is not allowed; expected at least 1")
+    for key in ("temperature", "error"):
+        if not 0 < (value := given.get(key, 1.0)) < math.inf:
+            raise Within(key, f"{value} is not allowed; expected a number above 0")
 
 
 def _other(seed: int) -> int:

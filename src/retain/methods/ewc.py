@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from retain.fisher import parameter_fisher
 from retain.fisher.choice import choose
+from retain.fisher.estimate import sweep_parameters
 from retain.fisher.forms import FORMS
 from retain.method import Method, check_strength, faded
 from retain.mistakes import Within
-from retain.task import Task
+from retain.task import Task, precise
 
 
 class EWC(Method):
@@ -102,13 +103,17 @@ class EWC(Method):
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
-        fresh = parameter_fisher(self.model, self.parameters, task, seed=self.boundary_seed, **self.choice.sweep)
-        self.boundary = {"bytes": sum(new.nbytes for new in fresh.values())}
+        fresh, tally = sweep_parameters(self.model, self.parameters, task, seed=self.boundary_seed, **self.choice.sweep)
+        self.boundary = {"rows": tally.looked, "examples": tally.examples}
+        self.boundary["bytes"] = sum(new.nbytes for new in fresh.values())
+        if math.isfinite(tally.error):
+            self.boundary["error"] = tally.error
         if self._start:
-            moved = {name: (p - self._start[name]).square().sum() for name, p in self.parameters.items()}
+            moved = {name: precise(p - self._start[name]).square().sum() for name, p in self.parameters.items()}
             self.compare_movement({name: float(square) for name, square in moved.items()}, task)
         for name, parameter in self.parameters.items():
-            here, new = parameter.detach().clone(), fresh.get(name, torch.zeros_like(parameter))
+            here = precise(parameter.detach()).clone()
+            new = fresh.get(name, torch.zeros_like(here))
             if name not in self.fisher:
                 self.fisher[name], self.anchor[name], self.constant[name] = new, here, here.new_zeros(())
             elif self.decay is not None:
@@ -121,7 +126,7 @@ class EWC(Method):
     def _springs(self) -> list[Tensor]:
         """The rise that every parameter's springs stand for, in nats per example, of each task since its own end."""
         return [
-            0.5 * ((self.fisher[name] * (parameter - self.anchor[name]).square()).sum() + self.constant[name])
+            0.5 * ((self.fisher[name] * (precise(parameter) - self.anchor[name]).square()).sum() + self.constant[name])
             for name, parameter in self.parameters.items()
         ]
 

@@ -17,7 +17,7 @@ from retain.fisher.forms import FORMS, Form
 from retain.fisher.penalty import difference
 from retain.method import Method, Mode, check_mode, check_strength, faded
 from retain.mistakes import Within
-from retain.task import Task
+from retain.task import Task, precise
 
 Factors = tuple[Tensor, Tensor]
 # A strength belongs to the form that it was measured with.
@@ -64,7 +64,7 @@ class EWCLoRA(Method):
         seed: of the Fisher pass and of fresh adapters.
     """
 
-    STATE = ("fisher", "anchor", "springs", "sketches", "moved")
+    STATE = ("fisher", "anchor", "springs", "sketches", "moved", "trained")
     FISHER: dict[str, Any] = {"form": DEFAULT["form"], "samples": 1000, "sketches": None}
 
     def __init__(
@@ -87,7 +87,7 @@ class EWCLoRA(Method):
         self.anchor: dict[str, dict[str, Tensor]] = {}
         self.springs: dict[str, dict[str, Tensor]] = {}
         self.gauges: dict[str, Importances] = {}
-        self._trained: set[str] = set()
+        self.trained: dict[str, Tensor] = {}
         self._start: dict[str, Factors] = {}
 
     @classmethod
@@ -110,7 +110,7 @@ class EWCLoRA(Method):
 
     @fisher.setter
     def fisher(self, state: dict[str, dict[str, Tensor]]) -> None:
-        forms = _restored(self.choice, state)
+        forms = self.choice.restored(state)
         for name, form in forms.items():
             if form.shape != (shape := (len(self.sites[name].B), self.sites[name].A.shape[1])):
                 raise ValueError(f"the importance of {name} is of a weight {form.shape}, and here it is {shape}")
@@ -131,7 +131,7 @@ class EWCLoRA(Method):
             raise ValueError(f"the state has sketches of {', '.join(state)}, and fisher.sketches is not set")
         self.gauges = {}
         for task, entries in state.items():
-            forms = _restored(self._sketch, {n: e for n, e in entries.items() if n in self.sites})
+            forms = self._sketch.restored({n: e for n, e in entries.items() if n in self.sites})
             self.gauges[task] = Importances(forms, {n: e["fisher"] for n, e in entries.items() if n not in self.sites})
 
     @property
@@ -147,7 +147,7 @@ class EWCLoRA(Method):
     def begin_task(self, task: Task) -> None:
         if task.name == "total" and self.choice.own["sketches"]:
             raise ValueError("with sketches no task can be called 'total': that is the sum in predicted_rise")
-        bare = self._trained & self.beside().keys() - self.springs.keys()
+        bare = self.trained.keys() & self.beside().keys() - self.springs.keys()
         if bare:
             warnings.warn(f"trained for more than one task, but not protected: {', '.join(sorted(bare))}", stacklevel=2)
         self._start = {n: (s.B.detach().clone(), s.A.detach().clone()) for n, s in self.sites.items()}
@@ -180,11 +180,10 @@ class EWCLoRA(Method):
             again = self._sketch != self.choice
             sketched = self._sketch.measure(self.model, layers, task, seed=seed) if again else measured
             self.gauges[task.name] = Importances(
-                {n: self._sketch.restored(form.state_dict()) for n, form in sketched.forms.items()}, beside
+                self._sketch.restored({n: form.state_dict() for n, form in sketched.forms.items()}), beside
             )
         self._remember(measured.forms, beside)
         self.boundary = {"rows": measured.rows, "examples": measured.examples}
-        self.boundary["bytes"] = sum(form.nbytes for form in self.forms.values())
         if math.isfinite(measured.error):
             self.boundary["error"] = measured.error
         if self._start:
@@ -196,11 +195,30 @@ class EWCLoRA(Method):
             self.fold(self.rank)
         else:
             self._add_factors()
+        kept = [t for key, t in self.state_dict().items() if key.startswith(("fisher/", "springs/", "sketches/"))]
+        self.boundary["bytes"] = sum(t.nbytes for t in kept)
         super().end_task(task)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """As of every method. Also refused is a state that would protect nothing, or that has another ``mode``."""
+        paths = {tuple(key.split("/")[:2]) for key in state}
+        kept = {root for root, *_ in paths}
+        if "learned" in kept and "fisher" not in kept:
+            raise ValueError("the state has finished tasks and no importance of theirs: nothing would be protected")
+        if "fisher" in kept and ("anchor" in kept) != (self.mode == "shared"):
+            raise ValueError(
+                f"the state {'has' if 'anchor' in kept else 'lacks'} anchors: its mode was not {self.mode!r}"
+            )
+        for _, name in (path for path in paths if path[0] == "springs"):
+            if missing := {"fisher", "anchor"} - {
+                key.split("/")[2] for key in state if key.startswith(f"springs/{name}/")
+            }:
+                raise ValueError(f"the state has a spring of {name} without its {min(missing)}")
+        super().load_state_dict(state)
 
     def _beside(self, task: Task, seed: int) -> dict[str, Tensor]:
         """The Fisher of linear layers that train beside the adapter, on ``task`` alone; it costs a pass of its own."""
-        self._trained, linear = set(self.beside()), self.linear_beside()
+        self.trained, linear = {name: torch.tensor(True) for name in self.beside()}, self.linear_beside()
         return parameter_fisher(self.model, linear, task, seed=seed, **self.choice.sweep) if linear else {}
 
     @torch.no_grad()
@@ -229,7 +247,7 @@ class EWCLoRA(Method):
             if name in of.forms
         ]
         for name, fisher in sorted(of.beside.items()):
-            change = self.model.get_parameter(name) - self.springs[name]["anchor"]
+            change = precise(self.model.get_parameter(name)) - self.springs[name]["anchor"]
             parts.append(0.5 * (fisher * change.square()).sum())
         return torch.stack(parts).sum()
 
@@ -269,16 +287,7 @@ class EWCLoRA(Method):
             site.reset(generator)
 
 
-def _restored(choice: Choice, state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Form]:
-    forms = {}
-    for name, tensors in state.items():
-        try:
-            forms[name] = choice.restored(tensors)
-        except ValueError as error:
-            raise ValueError(f"the importance of {name} was kept with other keywords of `fisher`: {error}") from None
-    return forms
-
-
 def _square(B: Tensor, A: Tensor) -> Tensor:
     """||B A||^2 for ``B`` (out, r), ``A`` (r, in)."""
+    B, A = precise(B), precise(A)
     return ((B.T @ B) * (A @ A.T)).sum().clamp(min=0)

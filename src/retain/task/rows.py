@@ -1,19 +1,17 @@
-"""A task: its rows, and how a model's outputs on them become a negative log-likelihood."""
+"""A task's rows: counted, chosen, batched, and run forward."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
 
-from retain.nearest import did_you_mean
-from retain.task.likelihood import CrossEntropy, Labels, Loss
+from retain.task.likelihood import CrossEntropy, Loss
 
 Batch = Mapping[str, Tensor] | Sequence[Tensor]
 Data = DataLoader | Dataset | Sequence[Batch]
@@ -116,28 +114,6 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     if isinstance(batch, Mapping):
         return {k: v.to(device) for k, v in batch.items()}
     return tuple(v.to(device) for v in batch)
-
-
-def check_pass(
-    labels: str,
-    samples: int | str | None,
-    batch_size: int,
-    *,
-    temperature: float = 1.0,
-    error: float = 0.1,
-    dtype: str | None = None,
-) -> None:
-    """Refuse a Fisher pass with unknown labels, without examples, or to no end."""
-    for name, value, known in (("labels", labels, get_args(Labels)), ("dtype", dtype, (None, "bfloat16"))):
-        if value not in known:
-            hint = did_you_mean(value, [k for k in known if k])
-            raise ValueError(f"unknown {name} {value!r}; known: {', '.join(map(str, known))}{hint}")
-    if isinstance(samples, str) and samples != "auto":
-        raise ValueError(f"samples must be a number of rows, None for all of them, or 'auto', got {samples!r}")
-    if batch_size < 1 or (isinstance(samples, int) and samples < 1):
-        raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
-    if not (0 < temperature < math.inf and 0 < error < math.inf):
-        raise ValueError(f"temperature and error must be above 0 and finite, got {temperature} and {error}")
 
 
 def _in_batches(task: Task) -> bool:
