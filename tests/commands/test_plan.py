@@ -159,11 +159,11 @@ def test_the_configured_form_is_one_of_those_shown(planned: Any) -> None:
 @pytest.mark.parametrize(
     ("fisher", "each", "passes"),
     [
-        ({"samples": 12}, 10, 12 * 3),  # looked at, forward, backward
+        ({"samples": 12}, 10, 16 + 12 * 2),  # all rows looked at; forward, backward
         ({"samples": 16}, 10, 16 * 2),  # all rows: nothing to choose
         ({"samples": None}, 10, 16 * 2),
         ({"samples": "auto"}, 10, 16 * 2),
-        ({"samples": 12, "labels": "exact"}, 10, 12 * (2 + 4)),
+        ({"samples": 12, "labels": "exact"}, 10, 16 + 12 * (1 + 4)),
     ],
 )
 def test_times_follow_from_flops_and_rates(fisher: dict, each: int, passes: int, planned: Any) -> None:

@@ -21,6 +21,7 @@ from retain.commands.table import MISSING, human
 from retain.config import RunConfig, TaskConfig, make_method, training_arguments
 from retain.data import MAX_LENGTH
 from retain.fisher.forms import FORMS
+from retain.fisher.sampling import LOOKS
 from retain.lora import sites
 from retain.method import Method
 from retain.methods.ewc_lora import EWCLoRA
@@ -55,7 +56,7 @@ class Plan:
     Attributes:
         costs: of forms, by name and options.
         configured: which of them the method keeps; None if it keeps none.
-        looked: rows that a boundary runs forward to see how their scores are spread.
+        looked: rows that a boundary runs forward, at most, to see how their scores are spread.
         examples: that it then runs forward, and backward for each of so many ``labels``.
         growth: bytes that every task adds.
     """
@@ -138,7 +139,7 @@ def make(config: RunConfig) -> Plan:
         _trainings(config, tasks, method.cumulative),
         costs,
         configured=_label(name, choice.options) if own else None,
-        looked=examples if examples < rows else 0,
+        looked=min(rows, LOOKS * examples) if examples < rows else 0,
         examples=examples,
         labels=outputs if choice.sweep.get("labels") == "exact" else 1,
         growth=growth,
