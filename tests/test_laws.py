@@ -29,8 +29,8 @@ RULES: dict[str, Make] = {
     "ewc-lora, merged and capped": partial(EWCLoRA, mode="merge", rank=4),
 }
 FORMS: dict[str, Make] = {
-    "ewc-lora, bfloat16": partial(EWCLoRA, fisher={"storage": "bfloat16"}),
-    "ewc-lora, uint8": partial(EWCLoRA, fisher={"storage": "uint8"}),
+    "ewc-lora, bfloat16": partial(EWCLoRA, fisher={"form": "diagonal", "storage": "bfloat16"}),
+    "ewc-lora, uint8": partial(EWCLoRA, fisher={"form": "diagonal", "storage": "uint8"}),
     "ewc-lora, factored": partial(EWCLoRA, fisher={"form": "factored"}),
     "ewc-lora, kronecker": partial(EWCLoRA, strength=10.0, fisher=KRONECKER | {"rank": None}),
     "ewc-lora, kronecker of low rank": partial(EWCLoRA, strength=10.0, fisher=KRONECKER),

@@ -213,9 +213,9 @@ def check_mode(mode: str, rank: int | None) -> Mode:
     return cast(Mode, mode)
 
 
-def check_strength(strength: float, decay: float | None) -> None:
+def check_strength(strength: float | None, decay: float | None) -> None:
     """Refuse a negative strength and a decay outside [0, 1]."""
-    if not 0 <= strength < math.inf:
+    if strength is not None and not 0 <= strength < math.inf:
         raise ValueError(f"strength must be at least 0 and finite, got {strength}")
     if decay is not None and not 0 <= decay <= 1:
         raise ValueError(f"decay must lie in [0, 1], got {decay}")

@@ -120,8 +120,7 @@ def make(config: RunConfig) -> Plan:
     method, here = make_method(config, found.model), machine([found.dtype, torch.float32])
     own = method.choice if isinstance(method, EWCLoRA) else None
     choice = own or EWCLoRA(found.model).choice
-    name = next(name for name, form in FORMS.items() if form is choice.form)
-    shown = [(form, options) for form in FORMS for options in SHOWN.get(form, [{}])] + [(name, choice.options)]
+    shown = [(form, options) for form in FORMS for options in SHOWN.get(form, [{}])] + [(choice.name, choice.options)]
     costs = {_label(*form): cost(form[0], _complete(*form), found, here.device) for form in shown}
     rows = max(n or ROWS for _, n, _ in tasks)
     samples = choice.sweep.get("samples")
@@ -138,7 +137,7 @@ def make(config: RunConfig) -> Plan:
         here,
         _trainings(config, tasks, method.cumulative),
         costs,
-        configured=_label(name, choice.options) if own else None,
+        configured=_label(choice.name, choice.options) if own else None,
         looked=min(rows, LOOKS * examples) if examples < rows else 0,
         examples=examples,
         labels=outputs if choice.sweep.get("labels") == "exact" else 1,

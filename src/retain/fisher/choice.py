@@ -33,6 +33,11 @@ class Choice:
     sweep: dict[str, Any]
     own: dict[str, Any]
 
+    @property
+    def name(self) -> str:
+        """The form's name in ``FORMS``."""
+        return next(name for name, form in FORMS.items() if form is self.form)
+
     def measure(self, model: nn.Module, modules: Mapping[str, nn.Module], task: Task, **more: Any) -> Importance:
         """``retain.fisher.measure`` with these keywords; ``more`` are further ones of it."""
         return measure(model, modules, task, form=self.form, **self.options, **self.sweep, **more)

@@ -20,8 +20,8 @@ from retain.mistakes import Within
 from retain.task import Task, precise
 
 Factors = tuple[Tensor, Tensor]
-# A strength belongs to the form that it was measured with.
-DEFAULT: dict[str, Any] = {"form": "diagonal", "strength": 1e4}
+# A strength belongs to the form that it was measured with (docs/methods.md).
+STRENGTHS = {"kronecker": 30.0, "diagonal": 1e4, "factored": 1e4}
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class EWCLoRA(Method):
 
     Args:
         model: a model from ``peft.get_peft_model``.
-        strength: lambda (the paper's letter). The default was measured with the default form (docs/methods.md) and
-            belongs to it: 1 weighs a nat that the form foresees like a nat gained on the new task. The reference's
-            1e7 belongs to squared batch means and is some batch sizes too large here.
+        strength: lambda (the paper's letter): 1 weighs a nat that the form foresees like a nat gained on the new task.
+            None: the one in ``STRENGTHS`` that was measured with the form. The reference's 1e7 belongs to squared
+            batch means and is some batch sizes too large here.
         decay: gamma in [0, 1]; the paper's plateau is 0.3 to 0.9.
         mode: see above.
         rank: of the past in mode "merge"; the relative error of each cut is in ``boundary["fold_error"]``.
@@ -65,13 +65,13 @@ class EWCLoRA(Method):
     """
 
     STATE = ("fisher", "anchor", "springs", "sketches", "moved", "trained")
-    FISHER: dict[str, Any] = {"form": DEFAULT["form"], "samples": 1000, "sketches": None}
+    FISHER: dict[str, Any] = {"form": "kronecker", "samples": 1000, "sketches": None}
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        strength: float = DEFAULT["strength"],
+        strength: float | None = None,
         decay: float = 1.0,
         mode: Mode = "shared",
         rank: int | None = None,
@@ -81,8 +81,9 @@ class EWCLoRA(Method):
     ) -> None:
         super().__init__(model, seed=seed)
         self.check(strength=strength, decay=decay, mode=mode, rank=rank, accumulate=accumulate, fisher=fisher)
-        self.strength, self.decay, self.mode, self.rank, self.accumulate = strength, decay, mode, rank, accumulate
+        self.decay, self.mode, self.rank, self.accumulate = decay, mode, rank, accumulate
         self.choice = self._choice(fisher)
+        self.strength = STRENGTHS[self.choice.name] if strength is None else strength
         self.forms: dict[str, Form] = {}
         self.anchor: dict[str, dict[str, Tensor]] = {}
         self.springs: dict[str, dict[str, Tensor]] = {}

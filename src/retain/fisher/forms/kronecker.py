@@ -34,13 +34,13 @@ class Kronecker(Form):
 
     @classmethod
     def collector(
-        cls, out: int, in_: int, device: torch.device, dtype: torch.dtype, *, rank: int | None = 32
+        cls, out: int, in_: int, device: torch.device, dtype: torch.dtype, *, rank: int | None = 16
     ) -> Collector:
         check_rank(rank)
         return _Sides(_collector(out, rank, "left", device, dtype), _collector(in_, rank, "right", device, dtype))
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], *, rank: int | None = 32) -> Kronecker:
+    def from_state_dict(cls, state: Mapping[str, Tensor], *, rank: int | None = 16) -> Kronecker:
         check_rank(rank)
         check_state(cls, state, *(a | b for a in _keys("left") for b in _keys("right")))
         return cls(*(Side.from_state_dict(state, name, rank) for name in ("left", "right")))
