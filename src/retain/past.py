@@ -69,8 +69,13 @@ class Past(STOCK):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Split baked factors of a higher rank into the present, which comes first, and the past.
 
-        What a plain factor is to a parametrised one, its inverse says.
+        What a plain factor is to a parametrised one, its inverse says. (peft names the adapter of a factor only where
+        the model has a factor of that name, which a parametrised one is not.)
         """
+        for x, other in ("AB", "BA"):
+            if (weight := state_dict.pop(f"{prefix}lora_{x}.weight", None)) is not None:
+                adapters = (name for name in self.r if f"{prefix}lora_{other}.{name}.weight" in state_dict)
+                state_dict[f"{prefix}lora_{x}.{next(adapters, self.past_adapter)}.weight"] = weight
         key_A, key_B = (f"{prefix}lora_{x}.{self.past_adapter}.weight" for x in "AB")
         rank = self.r.get(self.past_adapter, 0)
         if key_A in state_dict and key_B in state_dict and len(state_dict[key_A]) > rank:
@@ -79,10 +84,8 @@ class Past(STOCK):
             self.past_B = B[:, rank:].flatten(1).to(self.past_B, copy=True)
             state_dict[key_A], state_dict[key_B] = A[:rank], B[:, :rank]
         for name, module in self.named_modules():
-            if (
-                is_parametrized(module, "weight")
-                and (weight := state_dict.pop(f"{prefix}{name}.weight", None)) is not None
-            ):
+            if is_parametrized(module, "weight") and f"{prefix}{name}.weight" in state_dict:
+                weight = state_dict.pop(f"{prefix}{name}.weight")
                 state_dict |= _originals(module.parametrizations.weight, f"{prefix}{name}", weight)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
