@@ -151,13 +151,8 @@ def test_the_loss_is_the_mean_over_the_examples_of_a_whole_step(accumulation: in
     model, task = bert_without_dropout(), rows_task(n=8)
     twin = bert_without_dropout()
     options = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
-    options |= {
-        "optim": "sgd",
-        "learning_rate": 0.5,
-        "max_grad_norm": 0,
-        "max_steps": 1,
-        "lr_scheduler_type": "constant",
-    }
+    options |= {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant"}
+    options |= {"max_grad_norm": 0, "max_steps": 1}
     fit(model, task, METHODS["sequential"](model), arguments(tmp_path, **options))
     optimizer = torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=0.5)
     task.loss.nll(*forward(twin, task.collate(task.train))).mean().backward()
