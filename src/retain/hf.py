@@ -85,8 +85,8 @@ def originals(method: Method) -> dict[str, nn.Parameter]:
 def restore_originals(method: Method, checkpoint: Path) -> None:
     """Put the parameters of parametrised factors back to the bit, as they were when ``checkpoint`` was written.
 
-    Its stock factors have been loaded. Where the file is missing, or belongs to other factors (Trainer may continue from
-    a folder that is not its own), they stay as they are and a warning says so.
+    Its stock factors have been loaded. Where the file is missing, or belongs to other factors (Trainer may continue
+    from a folder that is not its own), they stay as they are and a warning says so.
     """
     parameters, path = originals(method), checkpoint / ORIGINALS
     if not parameters:
