@@ -12,8 +12,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from retain.linalg import project_out
-
 Metric = Literal["euclidean", "canonical"]
 Retraction = Literal["eigh", "svd", "newton-schulz"]
 
@@ -33,7 +31,7 @@ def tangent(X: Tensor, Z: Tensor, F: Tensor | None = None, *, metric: Metric = "
     """
     X, Z = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (X, Z))
     if F is not None:
-        Z = project_out(Z, F)
+        Z = _outside(Z, F)
     inner = X.mT @ Z
     return Z - X @ ((inner + inner.mT) / 2 if metric == "euclidean" else inner.mT)
 
@@ -95,7 +93,7 @@ class Points:
         """Take ``scale`` times the tangent part of the step that was made, and come back to the manifold."""
         step = tangent(self.start, scale * (self._read(self.parameters) - self.start), self.F, metric=metric)
         moved = self.start + step
-        there = retract(moved if self.F is None else project_out(moved, self.F))
+        there = retract(moved if self.F is None else _outside(moved, self.F))
         self._write([p if p.requires_grad else None for p in self.parameters], there)
 
     def _read(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -106,6 +104,11 @@ class Points:
         for target, value in zip(targets, values.mT if self.turned else values, strict=True):
             if target is not None:
                 target.copy_(value.reshape(target.shape))
+
+
+def _outside(Z: Tensor, F: Tensor) -> Tensor:
+    """(I - FF') Z, once: a step is projected as a tangent and again with its point, which ``F`` hardly meets."""
+    return Z - F.to(Z) @ (F.to(Z).mT @ Z)
 
 
 def _by_svd(Y: Tensor) -> Tensor:
