@@ -106,6 +106,22 @@ def explicit_ewc(parameters: Mapping[str, Tensor], tasks: Iterable[tuple[Squares
     return 0.5 * strength * torch.stack(terms).sum()
 
 
+def tangent_by_constraints(X: Tensor, Z: Tensor, F: Tensor) -> Tensor:
+    """The nearest T to ``Z`` (m, r) with X'T + T'X = 0 and F'T = 0, by the pseudo-inverse of these constraints."""
+    X, Z, F = X.double(), Z.double(), F.double()
+    units = torch.eye(X.numel(), dtype=torch.float64).reshape(-1, *X.shape)
+    rows = [torch.cat([(X.T @ T + T.T @ X).flatten(), (F.T @ T).flatten()]) for T in units]
+    constraints = torch.stack(rows, 1)
+    return Z - (torch.linalg.pinv(constraints) @ (constraints @ Z.flatten())).reshape(Z.shape)
+
+
+def riemannian_descent(X: Tensor, gradient: Tensor, F: Tensor, rate: float) -> Tensor:
+    """One step of Riemannian gradient descent on {X'X = I, F'X = 0} with the polar retraction, in float64."""
+    moved = X.double() - rate * tangent_by_constraints(X, gradient, F)
+    U, _, Vh = torch.linalg.svd(moved, full_matrices=False)
+    return U @ Vh
+
+
 def relative_error(ours: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> float:
     """The largest error of an entry, in units of the largest entry of its own tensor."""
     assert ours.keys() == oracle.keys() and all(ours[n].shape == oracle[n].shape for n in oracle)

@@ -110,3 +110,17 @@ def test_memory_is_what_is_held_at_once_beyond_the_result(fisher):
         return {"F": torch.ones(2**18)}
 
     assert fisher.extra_memory(run) == pytest.approx(1, abs=0.01)
+
+
+def test_what_the_manifold_costs_is_measured_beside_a_plain_step(fisher, capsys):
+    stiefel = importlib.import_module("benchmarks.stiefel")
+    rows = stiefel.measure(16, 2, layers=2, tokens=8, repeats=1)
+    stiefel.show(16, rows)
+    assert rows[0]["contender"] == stiefel.PLAIN and rows[0]["share"] == 1
+    assert {name for row in rows for name in ("eigh", "svd", "newton-schulz", "qr") if name in row["contender"]} == {
+        "eigh",
+        "svd",
+        "newton-schulz",
+        "qr",
+    }
+    assert "around the step, 8 directions taken" in capsys.readouterr().out

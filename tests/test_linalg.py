@@ -5,7 +5,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from retain.linalg import orthonormal_basis, project_out, rank_for_energy, thin_svd, truncate
+from retain.linalg import (
+    effective_rank,
+    energy_concentration,
+    leading_svd,
+    orthonormal_basis,
+    orthonormalised,
+    project_out,
+    rank_for_energy,
+    spectral_entropy,
+    stable_rank,
+    thin_svd,
+    truncate,
+)
 
 SHAPES = [(7, 5, 2), (5, 7, 2), (6, 6, 6), (4, 9, 6), (9, 4, 6), (3, 4, 11), (1, 5, 1), (5, 1, 3), (4, 3, 0)]
 
@@ -188,3 +200,65 @@ def test_rank_for_energy(S, energy, expected):
 def test_rank_for_energy_refuses(energy):
     with pytest.raises(ValueError, match="between 0 and 1"):
         rank_for_energy(torch.ones(2), energy)
+
+
+def test_project_out_takes_batches_and_columns_of_zeros():
+    F = torch.stack([orthonormal_basis(factors(10, 1, 4, seed=seed)[0]) for seed in range(3)])
+    X = torch.stack([factors(10, 1, 2, seed=10 + seed)[0] for seed in range(3)])
+    padded = torch.cat([F, torch.zeros(3, 10, 2, dtype=F.dtype)], 2)
+    each = torch.stack([project_out(x, f) for x, f in zip(X, F, strict=True)])
+    torch.testing.assert_close(project_out(X, padded), each, atol=1e-15, rtol=0)
+
+
+def test_orthonormalised_columns_stay_near_and_span_the_same():
+    X = orthonormal_basis(factors(10, 1, 4)[0])
+    near = X + 1e-3 * factors(10, 1, 4, seed=1)[0]
+    Q = orthonormalised(near)
+    assert_orthonormal(Q, 1e-14)
+    torch.testing.assert_close(project_out(near, Q), torch.zeros_like(near), atol=1e-14, rtol=0)
+    assert (Q - X).abs().max() < 2e-2
+
+
+@pytest.mark.parametrize(("n", "m", "rank"), [(60, 40, 5), (40, 60, 5), (6, 9, 4), (9, 6, 8)])
+def test_leading_svd_finds_the_leading_triplets_of_a_flat_spectrum(n, m, rank):
+    H, generator = factors(n, m, min(n, m))[0] @ factors(n, m, min(n, m))[1], torch.Generator().manual_seed(0)
+    U, S, V = leading_svd(H, rank, generator)
+    k = min(rank, n, m)
+    expected = torch.linalg.svdvals(H)[:k]
+    assert (U.shape, S.shape, V.shape) == ((n, k), (k,), (m, k))
+    torch.testing.assert_close(S, expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(H @ V, U * S, rtol=0, atol=0.05 * float(expected[0]))
+    assert_orthonormal(U, 1e-12)
+    assert_orthonormal(V, 1e-12)
+    assert all(column[column.abs().argmax()] > 0 for column in U.T)
+    again = leading_svd(H, rank, torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip((U, S, V), again, strict=True))
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_an_even_spectrum_has_full_rank_by_every_measure(k):
+    S = torch.full((k,), 0.3)
+    assert spectral_entropy(S) == pytest.approx(torch.tensor(float(k)).log().item(), abs=1e-7)
+    assert effective_rank(S) == pytest.approx(k) and stable_rank(S) == pytest.approx(k)
+    assert energy_concentration(S, 1) == pytest.approx(1 / k)
+
+
+def test_measures_of_a_spectrum_by_hand():
+    S = torch.tensor([3.0, 1.0, 0.0])
+    assert spectral_entropy(S) == pytest.approx(-(0.75 * torch.tensor(0.75).log() + 0.25 * torch.tensor(0.25).log()))
+    assert stable_rank(S) == pytest.approx(10 / 9)
+    assert [energy_concentration(S, k) for k in (0, 1, 2, 5)] == pytest.approx([0, 0.9, 1, 1])
+    assert energy_concentration(S.flip(0), 1) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("S", [torch.zeros(3), torch.zeros(0)])
+def test_measures_of_nothing_are_zero(S):
+    assert (spectral_entropy(S), effective_rank(S), stable_rank(S), energy_concentration(S, 1)) == (0, 0, 0, 0)
+
+
+def test_measures_of_an_update_come_from_its_factors():
+    B, A = factors(9, 7, 3, torch.float32)
+    dense = torch.linalg.svdvals(B.double() @ A.double())
+    S = thin_svd(B, A)[1]
+    for measure in (spectral_entropy, effective_rank, stable_rank):
+        assert measure(S) == pytest.approx(measure(dense), rel=1e-4)

@@ -28,6 +28,7 @@ METHODS = {
     "merge": {"name": "ewc-lora", "strength": 30.0, "mode": "merge", "rank": 3, "fisher": {"samples": 8}},
     "kronecker": {"name": "ewc-lora", "strength": 3.0, "fisher": {"form": "kronecker", "rank": 2, "sketches": 2}},
     "per-task": {"name": "per-task"},
+    "eblora": {"name": "eblora", "subspace": "second moment", "rank": 3, "samples": 8},
 }
 
 

@@ -3,6 +3,7 @@
 from retain.lora import Site, sites
 from retain.method import Method, attach
 from retain.methods import METHODS
+from retain.methods.eblora import EBLoRA
 from retain.methods.ewc import EWC
 from retain.methods.ewc_lora import EWCLoRA
 from retain.methods.joint import Joint
@@ -15,6 +16,7 @@ __all__ = [
     "EWC",
     "METHODS",
     "CrossEntropy",
+    "EBLoRA",
     "EWCLoRA",
     "Joint",
     "Method",

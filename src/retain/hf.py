@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +12,15 @@ from typing import Any
 import torch
 import transformers
 from accelerate.optimizer import AcceleratedOptimizer
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from transformers.utils import logging
 
 from retain.heads import final_classifier, install_heads
-from retain.lora import add_lora
+from retain.lora import adapter_parameters, add_lora
 from retain.method import Method, attach
 from retain.task import Task, aligned
 
@@ -28,6 +30,9 @@ CLASSES = {
     "image": (transformers.AutoModelForImageClassification, transformers.AutoImageProcessor),
 }
 
+# Beside a checkpoint of Trainer: what parametrised factors are made of.
+ORIGINALS = "originals.safetensors"
+
 
 class ContinualCallback(TrainerCallback):
     """Puts a method beside the optimizer of any transformers Trainer.
@@ -35,6 +40,9 @@ class ContinualCallback(TrainerCallback):
     The extra loss is differentiated once per optimizer step, before the first micro-batch, so that accumulation
     does not multiply it, and clipping and the gradient scaler see it with the rest. Call ``method.begin_task``
     before the optimizer is built and ``method.end_task`` after training.
+
+    Trainer's checkpoints hold stock factors. What a parametrised factor is made of does not come back from them to the
+    bit, so it is written beside them, and read when Trainer continues.
     """
 
     def __init__(self, method: Method) -> None:
@@ -46,6 +54,15 @@ class ContinualCallback(TrainerCallback):
         if isinstance(optimizer, AcceleratedOptimizer):
             self.scaler, optimizer = optimizer.scaler, optimizer.optimizer
         self.handles = attach(optimizer, self.method)
+        if state is not None and state.global_step:
+            restore_originals(self.method, _checkpoint(args, state))
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        found = originals(self.method)
+        if found and state.is_world_process_zero:
+            save_file(
+                {name: p.detach().contiguous() for name, p in found.items()}, _checkpoint(args, state) / ORIGINALS
+            )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         loss = self.method.extra_loss()
@@ -55,6 +72,39 @@ class ContinualCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         for handle in self.handles:
             handle.remove()
+
+
+def originals(method: Method) -> dict[str, nn.Parameter]:
+    """The parameters of parametrised factors, by their names in the model."""
+    if not method.sites:
+        return {}
+    return {name: p for name, p in adapter_parameters(method.model).items() if ".parametrizations." in name}
+
+
+@torch.no_grad()
+def restore_originals(method: Method, checkpoint: Path) -> None:
+    """Put the parameters of parametrised factors back to the bit, as they were when ``checkpoint`` was written.
+
+    Its stock factors have been loaded. Where the file is missing, or belongs to other factors (Trainer may continue
+    from a folder that is not its own), they stay as they are and a warning says so.
+    """
+    parameters, path = originals(method), checkpoint / ORIGINALS
+    if not parameters:
+        return
+    loaded = {name: site.B.detach().clone() for name, site in method.sites.items()}
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    kept = load_file(path) if path.exists() else {}
+    if kept.keys() == parameters.keys():
+        for name, p in parameters.items():
+            p.copy_(kept[name])
+        if all(torch.allclose(site.B, loaded[name], rtol=1e-4, atol=1e-7) for name, site in method.sites.items()):
+            return
+        for name, p in parameters.items():
+            p.copy_(before[name])
+    warnings.warn(
+        f"{path} is missing or of another training: it continues, but not to the bit, with factors made of stock ones",
+        stacklevel=2,
+    )
 
 
 def load_processor(path: str, kind: str) -> Any:
@@ -126,6 +176,11 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(Path(arguments.output_dir)))
+
+
+def _checkpoint(arguments: Any, state: Any) -> Path:
+    """Where Trainer writes what it has at this step."""
+    return Path(arguments.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def _last_checkpoint(folder: Path) -> str | None:

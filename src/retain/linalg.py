@@ -4,10 +4,13 @@ Everything is computed and returned in float32 or better, whatever the precision
 `truncate` carry no gradient: singular vectors have none at zero or repeated singular values, where adapters start.
 """
 
+import math
 from functools import reduce
 
 import torch
 from torch import Tensor
+
+OVERSAMPLING, POWER_ITERATIONS = 16, 4  # with these a leading subspace is found whatever the gap behind it
 
 
 @torch.no_grad()
@@ -52,14 +55,40 @@ def orthonormal_basis(X: Tensor) -> Tensor:
 
 
 def project_out(X: Tensor, F: Tensor) -> Tensor:
-    """Remove from ``X`` (n, m) its part in the span of ``F`` (n, p), whose columns are orthonormal: (I - FF')^2 X.
+    """Remove from ``X`` (..., n, m) its part in the span of ``F`` (..., n, p), of orthonormal columns: (I - FF')^2 X.
 
-    Once leaves a residue the size of the rounding of F'X, which matters where X lies almost inside the span.
+    Once leaves a residue the size of the rounding of F'X, which matters where X lies almost inside the span. Columns of
+    zeros in ``F`` change nothing.
     """
     X, F = _precise(X, F)
     for _ in range(2):
-        X = X - F @ (F.T @ X)
+        X = X - F @ (F.mT @ X)
     return X
+
+
+def orthonormalised(X: Tensor) -> Tensor:
+    """Orthonormal columns with the span of those of ``X`` (n, p), of full rank, and close to them: QR, R_ii > 0."""
+    (X,) = _precise(X)
+    Q, R = torch.linalg.qr(X)
+    return Q * torch.where(R.diagonal() < 0, -1, 1).to(Q)
+
+
+@torch.no_grad()
+def leading_svd(H: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``rank`` leading singular triplets of ``H`` (n, m): U (n, k), S (k,), V (m, k), k = min(rank, n, m).
+
+    Randomised subspace iteration (Halko, Martinsson and Tropp 2011), O(n m (rank + 16)): exact where there are no more
+    than rank + 16 singular values. The largest entry of each column of U is positive.
+    """
+    (H,) = _precise(H)
+    size = min(rank + OVERSAMPLING, *H.shape)
+    probe = torch.randn(H.shape[1], size, generator=generator, dtype=torch.float64).to(H)
+    Q = torch.linalg.qr(H @ probe).Q
+    for _ in range(POWER_ITERATIONS):
+        Q = torch.linalg.qr(H @ torch.linalg.qr(H.T @ Q).Q).Q
+    U, S, V = (x[..., :rank] for x in thin_svd(Q, Q.T @ H))
+    signs = torch.where(U.gather(0, U.abs().argmax(0, keepdim=True)) < 0, -1, 1).to(U)
+    return U * signs, S, V * signs
 
 
 def rank_for_energy(S: Tensor, energy: float) -> int:
@@ -73,6 +102,30 @@ def rank_for_energy(S: Tensor, energy: float) -> int:
     if energy == 0 or not held[-1:].any():
         return 0
     return int((held / held[-1] < energy).sum()) + 1
+
+
+def energy_concentration(S: Tensor, rank: int) -> float:
+    """Share of sum S^2 that the ``rank`` largest of the singular values ``S`` (k,) hold; 0 if there is none to hold."""
+    energy = _energy(S).sort(descending=True).values
+    return float(energy[:rank].sum() / energy.sum()) if energy.any() else 0.0
+
+
+def spectral_entropy(S: Tensor) -> float:
+    """-sum p log p in nats of p = S / sum S, for singular values ``S`` (k,): log k if all are equal, 0 for one."""
+    values = S.detach().to("cpu", torch.float64)
+    values = values[values > 0]
+    return float(torch.special.entr(values / values.sum()).sum()) if len(values) else 0.0
+
+
+def effective_rank(S: Tensor) -> float:
+    """exp of the spectral entropy of ``S`` (k,) (Roy and Vetterli 2007): k if all are equal; 0 if all are zero."""
+    return math.exp(spectral_entropy(S)) if S.any() else 0.0
+
+
+def stable_rank(S: Tensor) -> float:
+    """sum S^2 / max S^2 for singular values ``S`` (k,): the squared Frobenius by the squared spectral norm."""
+    energy = _energy(S)
+    return float(energy.sum() / energy.max()) if energy.any() else 0.0
 
 
 def _precise(*tensors: Tensor) -> list[Tensor]:

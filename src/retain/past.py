@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 STOCK: Any = nn.Module  # stands for the stock LoRA layer that a past is mixed into: only ``lora`` knows peft
 
@@ -66,7 +67,15 @@ class Past(STOCK):
             self.past_A, self.past_B = self.past_A[:0], self.past_B[:, :0]
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Split baked factors of a higher rank into the present, which comes first, and the past."""
+        """Split baked factors of a higher rank into the present, which comes first, and the past.
+
+        What a plain factor is to a parametrised one, its inverse says. (peft names the adapter of a factor only where
+        the model has a factor of that name, which a parametrised one is not.)
+        """
+        for x, other in ("AB", "BA"):
+            if (weight := state_dict.pop(f"{prefix}lora_{x}.weight", None)) is not None:
+                adapters = (name for name in self.r if f"{prefix}lora_{other}.{name}.weight" in state_dict)
+                state_dict[f"{prefix}lora_{x}.{next(adapters, self.past_adapter)}.weight"] = weight
         key_A, key_B = (f"{prefix}lora_{x}.{self.past_adapter}.weight" for x in "AB")
         rank = self.r.get(self.past_adapter, 0)
         if key_A in state_dict and key_B in state_dict and len(state_dict[key_A]) > rank:
@@ -74,4 +83,18 @@ class Past(STOCK):
             self.past_A = A[rank:].flatten(1).to(self.past_A, copy=True)
             self.past_B = B[:, rank:].flatten(1).to(self.past_B, copy=True)
             state_dict[key_A], state_dict[key_B] = A[:rank], B[:, :rank]
+        for name, module in self.named_modules():
+            if is_parametrized(module, "weight") and f"{prefix}{name}.weight" in state_dict:
+                weight = state_dict.pop(f"{prefix}{name}.weight")
+                state_dict |= _originals(module.parametrizations.weight, f"{prefix}{name}", weight)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@torch.no_grad()
+def _originals(parametrization: Any, name: str, weight: Tensor) -> dict[str, Tensor]:
+    """What a parametrised module called ``name`` keeps, by its keys, where its weight is to be ``weight``."""
+    value: Any = weight
+    for step in reversed(parametrization):
+        value = step.right_inverse(value)
+    originals = {"original": value} if parametrization.is_tensor else {f"original{i}": v for i, v in enumerate(value)}
+    return {f"{name}.parametrizations.weight.{key}": v for key, v in originals.items()}

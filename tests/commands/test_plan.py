@@ -133,6 +133,7 @@ def test_every_method_has_a_plan(name: str, planned: Any) -> None:
         (MERGE, 1),
         (MERGE | {"rank": 2}, 0),
         (MERGE | {"name": "sequential"}, 1),
+        ({"name": "eblora"}, 1),
     ],
 )
 def test_what_every_task_adds(method: dict, grown: int, planned: Any) -> None:

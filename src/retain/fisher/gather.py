@@ -45,7 +45,7 @@ class Sites(Generic[S]):
         self.values = torch.zeros(0)
 
     @contextmanager
-    def over(self, model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    def over(self, model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
         with capture(model, self.modules, self._receive, dtype) as self.tape:
             yield
 
@@ -98,7 +98,7 @@ class OneByOne:
         self.totals = {name: torch.zeros_like(precise(p)) for name, p in parameters.items()}
 
     @contextmanager
-    def over(self, model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    def over(self, model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
         with only_these_require_grad(model, self.parameters.values()):
             yield
 

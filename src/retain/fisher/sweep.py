@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 class Gather(Protocol):
     """What a backward pass is gathered into."""
 
-    def over(self, model: nn.Module, dtype: torch.dtype | None) -> AbstractContextManager:
+    def over(self, model: nn.Module, dtype: torch.dtype | None = None) -> AbstractContextManager:
         """A block within which ``model`` runs forward and backward; products may be of ``dtype``, if one is given."""
 
     def start(self, n: int) -> None:

@@ -1,6 +1,7 @@
 """Every method under the name that a configuration gives it."""
 
 from retain.method import Method
+from retain.methods.eblora import EBLoRA
 from retain.methods.ewc import EWC
 from retain.methods.ewc_lora import EWCLoRA
 from retain.methods.joint import Joint
@@ -13,4 +14,5 @@ METHODS: dict[str, type[Method]] = {
     "joint": Joint,
     "ewc": EWC,
     "ewc-lora": EWCLoRA,
+    "eblora": EBLoRA,
 }
