@@ -1,7 +1,7 @@
-"""Which strength, and which mode at equal bytes? EWC-LoRA on streams that nothing else is measured on.
+"""Which strength, for which form, and which mode at equal bytes? EWC-LoRA on streams that nothing else is measured on.
 
     python benchmarks/strength.py --seeds 0 1 2
-    python benchmarks/strength.py --streams wide --modes shared --strengths 3e4      # one cell more
+    python benchmarks/strength.py --streams wide --modes kronecker --strengths 30      # one cell more
 
 Three validation streams made of training rows only, of Reuters R52 and 20 Newsgroups classes that the demo does not
 use: "wide" has three hard tasks (4, 13 and 4 classes), the others have four easy ones (2 to 4 classes) each. Writes
@@ -31,10 +31,12 @@ STREAMS = {
     "r52": {"max_train": 120, "max_test": 100},
     "newsgroups": {"max_train": 120, "max_test": 100},
 }
+DIAGONAL = {"name": "ewc-lora", "fisher": {"form": "diagonal"}}
 MODES: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
-    "shared": {"name": "ewc-lora", "mode": "shared"},
-    "merge": {"name": "ewc-lora", "mode": "merge", "rank": 8},  # the same bytes: a past of rank 8 instead of an anchor
+    "kronecker": {"name": "ewc-lora"},
+    "diagonal": DIAGONAL,
+    "diagonal, merge": DIAGONAL | {"mode": "merge", "rank": 8},  # a past of rank 8 instead of an anchor: the same bytes
 }
 KEYS = ("average_accuracy", "learning_accuracy", "forgetting")
 CELL = ("stream", "mode", "strength", "seed")
