@@ -33,21 +33,23 @@ COLOURS = {"sequential": "#c44e52", "ewc-lora": "#2a6f97"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="others are kept")
     parser.add_argument("--output", type=Path, default=Path("runs/demo-seeds"))
     options = parser.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {}
     for seed in options.seeds:
         document = stream(seed=seed)
         document["tasks"] = [task | SIZES for task in document["tasks"]]
-        for method in METHODS:
+        for method in options.methods:
             settings = document | {"method": {"name": method}, "output": str(options.output / str(seed) / method)}
             runs.setdefault(method, []).append(run(config.parse(settings)))
+    before = store.read_json(RESULTS)["methods"] if RESULTS.exists() else {}
     summary = {
         "command": f"python benchmarks/demo.py --seeds {' '.join(map(str, options.seeds))}",
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
         "versions": {name: version(name) for name in ("retain", "torch", "transformers", "peft")},
-        "tasks": runs["sequential"][0]["tasks"],
-        "methods": {method: summarise(results) for method, results in runs.items()},
+        "tasks": next(iter(runs.values()))[0]["tasks"],
+        "methods": before | {method: summarise(results) for method, results in runs.items()},
     }
     store.write_json(RESULTS, summary)
     draw(summary["tasks"], summary["methods"])
