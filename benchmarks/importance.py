@@ -42,7 +42,7 @@ STRENGTHS = {
     "kronecker 16": (1.0, 10.0, 30.0, 100.0, 300.0),
     "kronecker 4": (10.0, 100.0),
 }
-DEFAULT = ("kronecker 16", 10.0)
+DEFAULT = ("kronecker 16", 100.0)
 PASS = {"labels": "mixture", "samples": None}
 
 

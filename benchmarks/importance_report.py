@@ -36,7 +36,7 @@ def show(rows: list[Row], forms: list[str], default: tuple[str, float]) -> None:
 def accuracies(rows: list[Row]) -> Table:
     """Means and spread over seeds of every cell."""
     table = Table("stream", "form", "strength", "final", "learned", "forgetting", "bytes", "seeds")
-    for stream, form, strength in dict.fromkeys((row["stream"], row["form"], row["strength"]) for row in rows):
+    for stream, form, strength in sorted({(row["stream"], row["form"], row["strength"]) for row in rows}):
         mine = [r for r in rows if r["stream"] == stream and (r["form"], r["strength"]) == (form, strength)]
         numbers = [[row[key] for row in mine] for key in ("final", "learned", "forgetting")]
         cells = [f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" if len(v) > 1 else f"{v[0]:.3f}" for v in numbers]
@@ -120,7 +120,8 @@ def draw(rows: list[Row]) -> None:
                 if row["form"] == form:
                     cells.setdefault(row["strength"], []).append(row)
             if cells:
-                means = [[np.mean([r[key] for r in c]) for c in cells.values()] for key in ("forgetting", "learned")]
+                order = [cells[strength] for strength in sorted(cells)]
+                means = [[np.mean([r[key] for r in c]) for c in order] for key in ("forgetting", "learned")]
                 panels[0, i].plot(*means, "o-", color=colour, label=form, markersize=5)
             seen = [(b["foreseen"][form], b["rise"]) for r in mine for b in r["boundaries"] if form in b["foreseen"]]
             clear = [(f, rise) for f, rise in seen if rise > 0 and f > 0]

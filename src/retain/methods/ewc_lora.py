@@ -21,7 +21,7 @@ from retain.task import Task, precise
 
 Factors = tuple[Tensor, Tensor]
 # A strength belongs to the form that it was measured with (docs/methods.md).
-STRENGTHS = {"kronecker": 30.0, "diagonal": 1e4, "factored": 1e4}
+STRENGTHS = {"kronecker": 100.0, "diagonal": 1e4, "factored": 1e4}
 
 
 @dataclass(frozen=True)
