@@ -11,6 +11,7 @@ continue.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,16 @@ FORMS: dict[str, dict[str, Any]] = {
     "kronecker 16": {"form": "kronecker", "rank": 16},
     "kronecker 4": {"form": "kronecker", "rank": 4},
 }
+ROWS_LEFT_OUT = "held-out rows"
+ESTIMATES: dict[str, dict[str, Any]] = {  # of which only the foresight is of interest
+    f"kronecker 16, {how}": FORMS["kronecker 16"] | keywords
+    for how, keywords in {
+        "training rows": {},
+        ROWS_LEFT_OUT: {},
+        "temperature 3": {"temperature": 3.0},
+        "labels of the data": {"labels": "data"},
+    }.items()
+}
 STRENGTHS = {
     "diagonal": (1e2, 1e3, 1e4, 1e5),
     "diagonal uint8": (1e3, 1e4),
@@ -49,7 +60,8 @@ PASS = {"labels": "mixture", "samples": None}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
-    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    parser.add_argument("--forms", nargs="*", default=list(FORMS), choices=list(FORMS))
+    parser.add_argument("--estimates", action="store_true", help="also watch other ways to measure one form")
     parser.add_argument("--strengths", type=float, nargs="+", help="only these of those that a form is tried with")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
@@ -57,9 +69,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     for name in options.streams:
         for seed in options.seeds:
-            study(name, seed, cells(options.forms, options.strengths))
+            wanted = cells(options.forms, options.strengths)
+            study(name, seed, [*wanted, ("estimates", 0.0)] if options.estimates else wanted)
     rows = [row for path in sorted(RESULTS.glob("importance-*-*.json")) for row in store.read_json(path)["rows"]]
-    show(rows, list(FORMS), DEFAULT)
+    show(rows, [*FORMS, *ESTIMATES], DEFAULT)
     draw(rows)
 
 
@@ -95,15 +108,15 @@ def study(name: str, seed: int, wanted: list[tuple[str, float]]) -> None:
 
 
 def measure(model: Any, stream: Stream, form: str, strength: float, seed: int) -> dict[str, Any]:
-    """Tasks two to five under one form and strength; with form "none" all forms watch and none pulls."""
+    """Tasks two to five under one form and strength; with "none" all forms watch and none pulls."""
     begin = time.perf_counter()
-    watched = FORMS if form == "none" else {form: FORMS[form]}
+    watched = {"none": FORMS, "estimates": ESTIMATES}.get(form) or {form: FORMS[form]}
     methods = {
         f: EWCLoRA(model, strength=strength, fisher=PASS | keywords, seed=seed) for f, keywords in watched.items()
     }
     tasks, table, learned, boundaries = stream.tasks, [], [], []
     before: list[tuple[Tensor, Tensor]] = []
-    tests = [{k: v[: None if form == "none" else stream.glance] for k, v in task.test[0].items()} for task in tasks]
+    tests = [{k: v[: stream.glance if strength else None] for k, v in task.test[0].items()} for task in tasks]
     for number, task in enumerate(tasks):
         if number:
             fit(model, stream, number, list(methods.values()), seed)
@@ -118,8 +131,9 @@ def measure(model: Any, stream: Stream, form: str, strength: float, seed: int) -
                     "rises": [float(r.mean()) for r in rises],
                 }
             )
-        for method in methods.values():
-            method.end_task(task)
+        for way, method in methods.items():
+            rows = stream.validation[number] if ROWS_LEFT_OUT in way else task.train[0]
+            method.end_task(dataclasses.replace(task, train=[rows]))
         before = after
         table.append([share(right) for _, right in after])
         learned.append(share(outcome(model, task, stream.validation[number])[1]))

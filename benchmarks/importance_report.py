@@ -36,7 +36,9 @@ def show(rows: list[Row], forms: list[str], default: tuple[str, float]) -> None:
 def accuracies(rows: list[Row]) -> Table:
     """Means and spread over seeds of every cell."""
     table = Table("stream", "form", "strength", "final", "learned", "forgetting", "bytes", "seeds")
-    for stream, form, strength in sorted({(row["stream"], row["form"], row["strength"]) for row in rows}):
+    for stream, form, strength in sorted(
+        {(r["stream"], r["form"], r["strength"]) for r in rows if r["form"] != "estimates"}
+    ):
         mine = [r for r in rows if r["stream"] == stream and (r["form"], r["strength"]) == (form, strength)]
         numbers = [[row[key] for row in mine] for key in ("final", "learned", "forgetting")]
         cells = [f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" if len(v) > 1 else f"{v[0]:.3f}" for v in numbers]
@@ -82,15 +84,16 @@ def right(row: Row, task: int) -> np.ndarray:
 
 def foresight(rows: list[Row], forms: list[str]) -> Table:
     """Measured rise over what was foreseen, at the boundaries where it is clear."""
-    columns = ("clear boundaries", "median rise / foreseen", "quartiles", "calibrated on earlier ones")
+    columns = ("trained", "clear boundaries", "median rise / foreseen", "quartiles", "calibrated on earlier ones")
     table = Table("form", *columns, title=rows[0]["stream"])
-    for form in forms:
-        runs = foresights(rows, form)
-        if ratios := [ratio for run in runs for ratio in run]:
-            low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-            errors = [max(r / c, c / r) for run in runs for r, c in calibrated(run)]
-            last = f"within x {np.median(errors):.2f}" if errors else ""
-            table.add_row(form, str(len(ratios)), f"{middle:.1f}", f"{low:.1f} to {high:.1f}", last)
+    for trained, protected in (("without protection", False), ("under its own", True)):
+        for form in forms:
+            runs = foresights([row for row in rows if bool(row["strength"]) == protected], form)
+            if ratios := [ratio for run in runs for ratio in run]:
+                low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+                errors = [max(r / c, c / r) for run in runs for r, c in calibrated(run)]
+                last = f"within x {np.median(errors):.2f}" if errors else ""
+                table.add_row(form, trained, str(len(ratios)), f"{middle:.1f}", f"{low:.1f} to {high:.1f}", last)
     return table
 
 
