@@ -39,7 +39,7 @@ WAYS = ("by their scores", "all alike")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
-    parser.add_argument("--rows", type=int, default=800)
+    parser.add_argument("--rows", type=int, default=700)
     parser.add_argument("--seeds", type=int, default=6)
     options = parser.parse_args()
     torch.set_num_threads(1)
