@@ -34,6 +34,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "kronecker dense": {"form": "kronecker", "rank": None},
     "kronecker 16": {"form": "kronecker", "rank": 16},
     "kronecker 4": {"form": "kronecker", "rank": 4},
+    "kronecker 16, temperature 3": {"form": "kronecker", "rank": 16, "temperature": 3.0},
 }
 ROWS_LEFT_OUT = "held-out rows"
 ESTIMATES: dict[str, dict[str, Any]] = {  # of which only the foresight is of interest
@@ -52,6 +53,7 @@ STRENGTHS = {
     "kronecker dense": (10.0, 100.0),
     "kronecker 16": (1.0, 10.0, 30.0, 100.0, 300.0),
     "kronecker 4": (10.0, 100.0),
+    "kronecker 16, temperature 3": (3.0, 10.0, 30.0),
 }
 DEFAULT = ("kronecker 16", 100.0)
 PASS = {"labels": "mixture", "samples": None}
@@ -72,7 +74,7 @@ def main() -> None:
             wanted = cells(options.forms, options.strengths)
             study(name, seed, [*wanted, ("estimates", 0.0)] if options.estimates else wanted)
     rows = [row for path in sorted(RESULTS.glob("importance-*-*.json")) for row in store.read_json(path)["rows"]]
-    show(rows, [*FORMS, *ESTIMATES], DEFAULT)
+    show(rows, list(FORMS | ESTIMATES), DEFAULT)
     draw(rows)
 
 

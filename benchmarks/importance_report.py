@@ -20,6 +20,7 @@ COLOURS = {
     "kronecker dense": "#55a868",
     "kronecker 16": "#2a6f97",
     "kronecker 4": "#8172b3",
+    "kronecker 16, temperature 3": "#64b5cd",
 }
 
 
