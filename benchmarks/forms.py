@@ -31,11 +31,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import ViTConfig, ViTForImageClassification
 
 from benchmarks.fisher import machine
 from benchmarks.importance import fit
-from benchmarks.streams import CACHE, LORA, Batch, Stream, _images, fashion, text
+from benchmarks.streams import LORA, Batch, Stream, fashion, text, vit
 from retain import Sequential, Task, store
 from retain.fisher.capture import capture
 from retain.fisher.contract import along
@@ -213,19 +212,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def wide(seed: int, rows: int) -> Stream:
     """Pairs of Fashion-MNIST classes on a ViT (28 pixels, patches of 7, 2 layers, width 768) that knows MNIST."""
-    folder = CACHE / "wide-vit-mnist"
-    if not (folder / "config.json").exists():
-        torch.manual_seed(0)
-        shape = {"image_size": 28, "patch_size": 7, "num_channels": 1, "num_labels": 10}
-        size = {"hidden_size": 768, "num_hidden_layers": 2, "num_attention_heads": 12, "intermediate_size": 3072}
-        model = ViTForImageClassification(ViTConfig(**shape, **size))
-        x, y = _images("mnist", "train")
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-        for batch in [b for _ in range(3) for b in torch.randperm(2000).split(32)]:
-            model(pixel_values=x[batch], labels=y[batch]).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        model.save_pretrained(folder)
+    folder = vit("wide-vit-mnist", 2, 768, 12, rows=2000, epochs=3, batch_size=32, learning_rate=3e-4)
     stream = fashion(seed, rows, rows)
     return dataclasses.replace(
         stream, model=lambda seed: load_model(str(folder), "image", [2] * 5, LORA, seed=seed), learning_rate=5e-4

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.fisher import machine, versions
 from benchmarks.importance_report import draw, show
 from benchmarks.streams import STREAMS, Batch, Stream
 from retain import EWCLoRA, Task, attach, store
@@ -103,10 +104,16 @@ def study(name: str, seed: int, wanted: list[tuple[str, float]]) -> None:
         rows.append(
             {"stream": name, "seed": seed, "form": form, "strength": strength, "first_task_seconds": first} | row
         )
-        store.write_json(path, {"command": f"python -m benchmarks.importance --streams {name}", "rows": rows})
+        write(path, rows)
         print(
             name, seed, form, strength, {k: row[k] for k in ("final", "learned", "forgetting", "seconds")}, flush=True
         )
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The cells of one stream and seed; docs/fisher.md has the commands that chose them."""
+    document = {"command": "python -m benchmarks.importance", "machine": machine(), "versions": versions()}
+    store.write_json(path, document | {"rows": rows})
 
 
 def measure(model: Any, stream: Stream, form: str, strength: float, seed: int) -> dict[str, Any]:

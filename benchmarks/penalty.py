@@ -89,7 +89,7 @@ def contenders(width: int, anchor: Pair) -> dict[str, tuple[Penalty, Callable[[i
     """Every way to the penalty, with a maker of its float64 twin."""
     forms: dict[str, Form] = {f"diagonal {kind}": diagonal(width, kind) for kind in ("float32", "bfloat16", "uint8")}
     forms |= {f"factored {m}": factored(width, m) for m in (1, 2, 4, 8)}
-    forms |= {"kronecker dense": kronecker(width, None), "kronecker 32": kronecker(width, 32)}
+    forms |= {"kronecker dense": kronecker(width, None), "kronecker 16": kronecker(width, 16)}
     fisher = forms["diagonal float32"].state_dict()["fisher"]
 
     def dense(B: Tensor, A: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def contenders(width: int, anchor: Pair) -> dict[str, tuple[Penalty, Callable[[i
     found = {DENSE: (dense, lambda _: twin(forms["diagonal float32"], None))}
     for name, form in forms.items():
         found[name] = (form.quadratic, lambda _, form=form: twin(form, None))
-        if name in ("diagonal float32", "factored 8", "kronecker dense", "kronecker 32"):
+        if name in ("diagonal float32", "factored 8", "kronecker dense", "kronecker 16"):
             anchored: Penalty = lambda B, A, form=form: form.quadratic(B, A, anchor)  # noqa: E731
             found[f"{name}, anchored"] = (anchored, lambda _, form=form: twin(form, anchor))
     return found

@@ -81,8 +81,8 @@ def text(seed: int, rows: int = 150, held_out: int = 250, length: int = 32) -> S
 
 def fashion(seed: int, rows: int = 500, held_out: int = 600) -> Stream:
     """Fashion-MNIST two classes at a time, on a ViT (28 pixels, patches of 7, 4 layers, width 96) that knows MNIST."""
-    x, y = _images("fashion-mnist", "train")
-    x_test, y_test = _images("fashion-mnist", "t10k")
+    x, y = images("fashion-mnist", "train")
+    x_test, y_test = images("fashion-mnist", "t10k")
     splits, order = [], np.random.default_rng(seed).permutation(len(y))
     for task in range(5):
         mine = torch.from_numpy(order)[torch.isin(y[order], torch.tensor([2 * task, 2 * task + 1]))]
@@ -91,7 +91,7 @@ def fashion(seed: int, rows: int = 500, held_out: int = 600) -> Stream:
         parts.append((x_test[there], y_test[there]))
         splits.append([{"pixel_values": pixels, "labels": labels} for pixels, labels in parts])
     tasks, validation = _tasks([f"fashion-{i}" for i in range(5)], splits, [2] * 5)
-    folder = _small_vit()
+    folder = vit("small-vit-mnist", 4, 96, 4, rows=5000, epochs=6, batch_size=64, learning_rate=1e-3)
 
     def model(seed: int) -> Any:
         return load_model(str(folder), "image", [2] * 5, LORA, seed=seed)
@@ -114,7 +114,7 @@ def _texts(path: Path, classes: list[str]) -> list[tuple[str, int]]:
     return [(row["text"], classes.index(row["label"])) for row in rows if row["label"] in classes]
 
 
-def _images(name: str, split: str) -> tuple[Tensor, Tensor]:
+def images(name: str, split: str) -> tuple[Tensor, Tensor]:
     """Pixels (N, 1, 28, 28) about 0 and labels (N,), from IDX files (scripts/fetch_optional_data.sh)."""
 
     def array(kind: str) -> np.ndarray:
@@ -126,24 +126,33 @@ def _images(name: str, split: str) -> tuple[Tensor, Tensor]:
     return images[:, None].float() / 127.5 - 1, labels.long()
 
 
-def _small_vit() -> Path:
-    """The folder of the small ViT, trained on 5000 MNIST digits the first time."""
-    folder = CACHE / "small-vit-mnist"
+def vit(
+    name: str, layers: int, width: int, heads: int, *, rows: int, epochs: int, batch_size: int, learning_rate: float
+) -> Path:
+    """The folder of a ViT (28 pixels, patches of 7), trained on ``rows`` MNIST digits the first time."""
+    folder = CACHE / name
     if (folder / "config.json").exists():
         return folder
     torch.manual_seed(0)
     shape = {"image_size": 28, "patch_size": 7, "num_channels": 1, "num_labels": 10}
-    size = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384}
+    size = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+    }
     model = ViTForImageClassification(ViTConfig(**shape, **size))
-    x, y = _images("mnist", "train")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for batch in [b for _ in range(6) for b in torch.randperm(5000).split(64)]:
+    x, y = images("mnist", "train")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    for batch in [b for _ in range(epochs) for b in torch.randperm(rows).split(batch_size)]:
         model(pixel_values=x[batch], labels=y[batch]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
     with torch.no_grad():
-        found = float((model(pixel_values=x[5000:7000]).logits.argmax(1) == y[5000:7000]).float().mean())
-    print(f"small ViT: {found:.3f} of 2000 other MNIST digits", flush=True)
+        found = float(
+            (model(pixel_values=x[rows : rows + 2000]).logits.argmax(1) == y[rows : rows + 2000]).float().mean()
+        )
+    print(f"{name}: {found:.3f} of 2000 other MNIST digits", flush=True)
     model.save_pretrained(folder)
     return folder

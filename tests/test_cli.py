@@ -148,8 +148,13 @@ def test_a_mistake_of_ours_keeps_its_traceback(error: Exception, monkeypatch: py
 def test_methods_lists_every_method_and_keyword(retain: Shell) -> None:
     code, out, _ = retain("methods")
     assert code == 0 and all(name in out for name in METHODS)
-    strength = inspect.signature(METHODS["ewc-lora"]).parameters["strength"].default
-    assert f"strength: {strength}" in out and "mode: shared" in out
+    assert "strength: null" in out and "strength: 1000.0" in out and "mode: shared" in out
+
+
+def test_methods_says_what_the_keywords_of_one_mean(retain: Shell) -> None:
+    code, out, _ = retain("methods", "ewc-lora")
+    assert code == 0 and all(f"\n    {key}: " in out for key in inspect.signature(METHODS["ewc-lora"]).parameters)
+    assert retain.complaint("methods", "ewc-lorra").startswith("unknown method 'ewc-lorra'; known: sequential, ")
 
 
 def test_help(retain: Shell) -> None:

@@ -94,19 +94,29 @@ def export(
 
 
 @app.command()
-def methods() -> None:
-    """List the methods and the keywords that their `method:` section takes, with defaults."""
-    from retain.methods import METHODS
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One of them: what its keywords mean.", show_default=False)] = None,
+) -> None:
+    """List the methods and the keywords that their `method:` section takes, with defaults.
 
+    Example: [cyan]retain methods ewc-lora[/]
+    """
+    from retain.methods import METHODS, method_named
+
+    console = Console()
+    if name is not None:
+        console.print(inspect.getdoc(method_named(name)), markup=False, highlight=False)
+        return
     table = Table("method", "what it does", "keywords")
-    for name, method in METHODS.items():
+    for known, method in METHODS.items():
         keywords = [p for p in inspect.signature(method).parameters.values() if p.name != "model"]
         table.add_row(
-            name,
+            known,
             (inspect.getdoc(method) or "").split("\n\n")[0].replace("\n", " "),
-            "\n".join(f"{p.name}: {p.default}" for p in keywords),
+            "\n".join(f"{p.name}: {'null' if p.default is None else p.default}" for p in keywords),
         )
-    Console().print(table)
+    console.print(table)
+    console.print("null: left to the method. retain methods NAME says what its keywords mean.", highlight=False)
 
 
 def main() -> None:

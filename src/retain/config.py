@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, fiel
 
 from retain import yamls
 from retain.mistakes import check_names, check_types, one_line
-from retain.nearest import did_you_mean
 
 LORA = {"r": 8, "target_modules": "all-linear"}
 METHOD = {"name": "ewc-lora"}
@@ -137,12 +136,10 @@ class RunConfig(_Section):
     @field_validator("method")
     @classmethod
     def _method(cls, method: dict[str, Any]) -> dict[str, Any]:
-        from retain.methods import METHODS
+        from retain.methods import method_named
 
         name = method.get("name", METHOD["name"])
-        if not isinstance(name, str) or name not in METHODS:
-            raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
-        maker = METHODS[name]
+        maker = method_named(name)
         keywords = {p.name: p.default for p in list(inspect.signature(maker).parameters.values())[1:]}
         given = {key: value for key, value in method.items() if key != "name"}
         _check(method, ["name", *keywords], get_type_hints(maker.__init__), f"the method {name!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
@@ -38,6 +38,7 @@ class Method:
         boundary: what the last ``end_task`` measured, by name, for the record of the run.
         strength: what a nat of the total of ``predicted_rise`` weighs in ``extra_loss``.
         moved: of what was trained first, by name: the square of how far it moved, and on how many rows.
+        trained: the names of what the latest task trained beside the adapter.
     """
 
     STATE: ClassVar[tuple[str, ...]] = ()
@@ -52,6 +53,7 @@ class Method:
         self.learned: dict[str, Tensor] = {}
         self.boundary: dict[str, float] = {}
         self.moved: dict[str, Tensor] = {}
+        self.trained: dict[str, Tensor] = {}
 
     @classmethod
     def check(cls, **keywords: Any) -> None:
@@ -109,6 +111,7 @@ class Method:
 
     def end_task(self, task: Task) -> None:
         """Measure, consolidate, remember. The function that was trained stays what it is."""
+        self.trained = {name: torch.tensor(True) for name in self.beside()}
         self.learned[task.name] = torch.tensor(1 + max((int(n) for n in self.learned.values()), default=-1))
 
     def compare_movement(self, squares: Mapping[str, float], task: Task) -> None:
@@ -135,6 +138,11 @@ class Method:
                 f"protection has frozen the model. method.strength is {self.strength:g}: lower it",
                 stacklevel=3,
             )
+
+    def warn_unprotected(self, protected: Iterable[str] = ()) -> None:
+        """Warn if what the latest task trained beside the adapter goes on training, and is not ``protected``."""
+        if bare := self.trained.keys() & self.beside().keys() - set(protected):
+            warnings.warn(f"trained for more than one task, but not protected: {', '.join(sorted(bare))}", stacklevel=3)
 
     def activate(self, task: str | None) -> None:
         """Use the coefficients of ``task`` for inference, where a method keeps some; None: the latest."""

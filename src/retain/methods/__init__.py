@@ -7,6 +7,7 @@ from retain.methods.ewc_lora import EWCLoRA
 from retain.methods.joint import Joint
 from retain.methods.per_task import PerTask
 from retain.methods.sequential import Sequential
+from retain.nearest import did_you_mean
 
 METHODS: dict[str, type[Method]] = {
     "sequential": Sequential,
@@ -16,3 +17,14 @@ METHODS: dict[str, type[Method]] = {
     "ewc-lora": EWCLoRA,
     "eblora": EBLoRA,
 }
+
+
+def method_named(name: object) -> type[Method]:
+    """The method of that name.
+
+    Raises:
+        ValueError: there is none; with those that there are, and the nearest.
+    """
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
+    return METHODS[name]

@@ -64,7 +64,7 @@ class EBLoRA(Method):
         seed: of the choice of rows and of whatever a gradient does not determine.
     """
 
-    STATE = ("bases",)
+    STATE = ("bases", "trained")
 
     def __init__(
         self,
@@ -90,7 +90,6 @@ class EBLoRA(Method):
             balance(site)
         self._bases = {name: Basis.empty(site.A, site.A.shape[1]) for name, site in self.sites.items()}
         self._points: list[Points] = []
-        self._trained: set[str] = set()
 
     @classmethod
     def check(cls, **keywords: Any) -> None:
@@ -128,8 +127,7 @@ class EBLoRA(Method):
             self._bases[name] = Basis(kept["F"], kept["energy"])
 
     def begin_task(self, task: Task) -> None:
-        if bare := self._trained & self.beside().keys():
-            warnings.warn(f"trained for more than one task, but not protected: {', '.join(sorted(bare))}", stacklevel=2)
+        self.warn_unprotected()
         if any(site.B.any() for site in self.sites.values()):
             self.fold(None)
         self._points = []
@@ -164,7 +162,7 @@ class EBLoRA(Method):
             group.retract((self.width / m) ** 0.5, self._metric)
 
     def end_task(self, task: Task) -> None:
-        self._points, self._trained = [], set(self.beside())
+        self._points = []
         growths = self._grown(self._measured(task, self.subspace), task)
         self._bases |= {name: growth.basis for name, growth in growths.items()}
         taken = {name: basis.F.shape[1] for name, basis in self._bases.items()}

@@ -40,7 +40,7 @@ class EWC(Method):
             beside it, or all that is trainable.
         fisher: keywords of the Fisher pass: ``labels``, ``temperature``, ``samples``, ``error``, ``batch_size``,
             ``dtype`` (see ``retain.fisher.measure``). The only ``form`` for parameters of any shape is the diagonal.
-            What is left out has the default of ``measure``, but for ``FISHER``.
+            Left out: 1000 samples, and else what ``measure`` has.
         seed: of the Fisher pass.
     """
 

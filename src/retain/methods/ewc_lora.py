@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -48,8 +47,8 @@ class EWCLoRA(Method):
     Args:
         model: a model from ``peft.get_peft_model``.
         strength: lambda (the paper's letter): 1 weighs a nat that the form foresees like a nat gained on the new task.
-            None: the one in ``STRENGTHS`` that was measured with the form. The reference's 1e7 belongs to squared
-            batch means and is some batch sizes too large here.
+            None: what was measured with the form, 100 for "kronecker" and 1e4 for the others (docs/methods.md). The
+            reference's 1e7 belongs to squared batch means and is some batch sizes too large here.
         decay: gamma in [0, 1]; the paper's plateau is 0.3 to 0.9.
         mode: see above.
         rank: of the past in mode "merge"; the relative error of each cut is in ``boundary["fold_error"]``.
@@ -59,8 +58,8 @@ class EWCLoRA(Method):
             ``components`` of a factored or ``rank`` of a Kronecker form; ``labels``, ``temperature``, ``samples``,
             ``error``, ``batch_size``, ``dtype``. And ``sketches``: k keeps a Kronecker form of rank k of every
             finished task, for the gauge alone: ``predicted_rise`` then tells the tasks apart, every task costs
-            another Fisher pass, and bytes grow with tasks. What is left out has the default of ``measure``, but for
-            ``FISHER``.
+            another Fisher pass, and bytes grow with tasks. Left out: a Kronecker form of rank 16, 1000 samples, no
+            sketches, and else what ``measure`` has.
         seed: of the Fisher pass and of fresh adapters.
     """
 
@@ -88,7 +87,6 @@ class EWCLoRA(Method):
         self.anchor: dict[str, dict[str, Tensor]] = {}
         self.springs: dict[str, dict[str, Tensor]] = {}
         self.gauges: dict[str, Importances] = {}
-        self.trained: dict[str, Tensor] = {}
         self._start: dict[str, Factors] = {}
 
     @classmethod
@@ -148,9 +146,7 @@ class EWCLoRA(Method):
     def begin_task(self, task: Task) -> None:
         if task.name == "total" and self.choice.own["sketches"]:
             raise ValueError("with sketches no task can be called 'total': that is the sum in predicted_rise")
-        bare = self.trained.keys() & self.beside().keys() - self.springs.keys()
-        if bare:
-            warnings.warn(f"trained for more than one task, but not protected: {', '.join(sorted(bare))}", stacklevel=2)
+        self.warn_unprotected(self.springs)
         self._start = {n: (s.B.detach().clone(), s.A.detach().clone()) for n, s in self.sites.items()}
 
     def extra_loss(self) -> Tensor | float:
@@ -219,7 +215,7 @@ class EWCLoRA(Method):
 
     def _beside(self, task: Task, seed: int) -> dict[str, Tensor]:
         """The Fisher of linear layers that train beside the adapter, on ``task`` alone; it costs a pass of its own."""
-        self.trained, linear = {name: torch.tensor(True) for name in self.beside()}, self.linear_beside()
+        linear = self.linear_beside()
         return parameter_fisher(self.model, linear, task, seed=seed, **self.choice.sweep) if linear else {}
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -52,7 +52,11 @@ class Diagonal(Form):
         cls, out: int, in_: int, device: torch.device, dtype: torch.dtype, *, storage: Storage = "float32"
     ) -> Collector:
         check_storage(storage)
-        return _Squares(torch.zeros(out, in_, device=device, dtype=dtype), storage)
+
+        def form(mean: Tensor) -> Diagonal:
+            return cls(mean) if storage == "float32" else cls.of(mean, (out, in_), storage, mean)
+
+        return Squares(torch.zeros(out, in_, device=device, dtype=dtype), form)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], *, storage: Storage = "float32") -> Diagonal:
@@ -118,9 +122,11 @@ class Sum:
         return self.decay * self.old[rows] + self.new[rows]
 
 
-class _Squares(Collector):
-    def __init__(self, total: Tensor, storage: Storage) -> None:
-        self.total, self.storage = total, storage
+class Squares(Collector):
+    """The sum of G o G (out, in), whose mean ``form`` makes a form of."""
+
+    def __init__(self, total: Tensor, form: Callable[[Tensor], Form]) -> None:
+        self.total, self.form = total, form
 
     def add(self, x: Tensor, d: Tensor) -> None:
         add_squares(self.total, x, d)
@@ -128,12 +134,8 @@ class _Squares(Collector):
     def sums(self) -> list[Tensor]:
         return [self.total]
 
-    def done(self, count: float) -> Diagonal:
-        self.total /= count
-        if self.storage == "float32":
-            return Diagonal(self.total)
-        shape = (len(self.total), self.total.shape[1])
-        return Diagonal.of(self.total, shape, self.storage, self.total)
+    def done(self, count: float) -> Form:
+        return self.form(self.total.div_(count))
 
 
 def check_storage(storage: str) -> None:

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from retain.fisher.contract import add_squares
-from retain.fisher.forms.diagonal import Diagonal, Sum
+from retain.fisher.forms.diagonal import Diagonal, Squares, Sum
 from retain.fisher.forms.factorise import Product, factorise
 from retain.fisher.forms.form import Collector, Form, alike, check_count, check_factor, check_state
 from retain.fisher.penalty import Anchor, Rows, quadratic, separable
@@ -63,7 +62,8 @@ class Factored(Form):
         cls, out: int, in_: int, device: torch.device, dtype: torch.dtype, *, components: int = 8
     ) -> Collector:
         check_count("components", components)
-        return _Squares(torch.zeros(out, in_, device=device, dtype=dtype), components)
+        total = torch.zeros(out, in_, device=device, dtype=dtype)
+        return Squares(total, lambda mean: cls.of(mean, (out, in_), components, mean))
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], *, components: int = 8) -> Factored:
@@ -116,21 +116,6 @@ class Factored(Form):
     @property
     def _like(self) -> Tensor:
         return self.kept[slice(0, 1)]
-
-
-class _Squares(Collector):
-    def __init__(self, total: Tensor, components: int) -> None:
-        self.total, self.components = total, components
-
-    def add(self, x: Tensor, d: Tensor) -> None:
-        add_squares(self.total, x, d)
-
-    def sums(self) -> list[Tensor]:
-        return [self.total]
-
-    def done(self, count: float) -> Factored:
-        mean = self.total / count
-        return Factored.of(mean, (len(mean), mean.shape[1]), self.components, mean)
 
 
 def _product_quadratic(product: Product, B: Tensor, A: Tensor, anchor: Anchor = None) -> Tensor:
