@@ -32,14 +32,14 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Stream:
-    """Tasks, a maker of their adapted model, and the settings that they are trained with.
+    """Tasks, a maker of their adapted model (of a seed and LoRA keywords), and the settings of its training.
 
     ``glance`` is how many test rows of a task suffice where not all of them are needed.
     """
 
     tasks: list[Task]
     validation: list[Batch]
-    model: Callable[[int], Any]
+    model: Callable[..., Any]
     learning_rate: float
     head_learning_rate: float
     epochs: int
@@ -73,8 +73,8 @@ def text(seed: int, rows: int = 150, held_out: int = 250, length: int = 32) -> S
         sizes.append(len(classes))
     tasks, validation = _tasks(list(entries), splits, sizes)
 
-    def model(seed: int) -> Any:
-        return load_model(minilm(), "text", sizes, LORA, seed=seed)
+    def model(seed: int, **lora: Any) -> Any:
+        return load_model(minilm(), "text", sizes, LORA | lora, seed=seed)
 
     return Stream(tasks, validation, model, 2e-3, 5e-3, 4, 8, 250)
 
@@ -93,8 +93,8 @@ def fashion(seed: int, rows: int = 500, held_out: int = 600) -> Stream:
     tasks, validation = _tasks([f"fashion-{i}" for i in range(5)], splits, [2] * 5)
     folder = vit("small-vit-mnist", 4, 96, 4, rows=5000, epochs=6, batch_size=64, learning_rate=1e-3)
 
-    def model(seed: int) -> Any:
-        return load_model(str(folder), "image", [2] * 5, LORA, seed=seed)
+    def model(seed: int, **lora: Any) -> Any:
+        return load_model(str(folder), "image", [2] * 5, LORA | lora, seed=seed)
 
     return Stream(tasks, validation, model, 2e-3, 5e-3, 3, 16, 1000)
 

@@ -244,3 +244,18 @@ def _side(state: Mapping[str, Tensor], name: str) -> Tensor:
     if f"{name}.rest" not in state:
         return state[name]
     return state[name] @ state[name].T + torch.diag(state[f"{name}.rest"])
+
+
+def overlap_penalty(earlier: Tensor, A: Tensor, power: int) -> Tensor:
+    """sum |<a, b>|^power over all rows a of ``earlier`` (R, in) and b of ``A`` (r, in)."""
+    return sum(
+        ((a.double() * b.double()).sum().abs() ** power for a in earlier for b in A),
+        torch.zeros((), dtype=torch.float64),
+    )
+
+
+def nearest_core(change: Tensor, U: Tensor, V: Tensor) -> Tensor:
+    """argmin_C ||change - U C V'||, by least squares on the Kronecker system with all its (out in) equations."""
+    system = torch.kron(U.double(), V.double())
+    found = torch.linalg.lstsq(system, change.double().flatten()[:, None]).solution
+    return found.view(U.shape[1], V.shape[1])

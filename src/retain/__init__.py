@@ -7,8 +7,10 @@ from retain.methods.eblora import EBLoRA
 from retain.methods.ewc import EWC
 from retain.methods.ewc_lora import EWCLoRA
 from retain.methods.joint import Joint
+from retain.methods.olora import OLoRA
 from retain.methods.per_task import PerTask
 from retain.methods.sequential import Sequential
+from retain.methods.share import Share
 from retain.store import export
 from retain.task import CrossEntropy, SquaredError, Task, joined
 
@@ -20,8 +22,10 @@ __all__ = [
     "EWCLoRA",
     "Joint",
     "Method",
+    "OLoRA",
     "PerTask",
     "Sequential",
+    "Share",
     "Site",
     "SquaredError",
     "Task",

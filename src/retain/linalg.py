@@ -87,8 +87,13 @@ def leading_svd(H: Tensor, rank: int, generator: torch.Generator) -> tuple[Tenso
     for _ in range(POWER_ITERATIONS):
         Q = torch.linalg.qr(H @ torch.linalg.qr(H.T @ Q).Q).Q
     U, S, V = (x[..., :rank] for x in thin_svd(Q, Q.T @ H))
-    signs = torch.where(U.gather(0, U.abs().argmax(0, keepdim=True)) < 0, -1, 1).to(U)
-    return U * signs, S, V * signs
+    return U * signs(U), S, V * signs(U)
+
+
+def signs(X: Tensor) -> Tensor:
+    """What makes the largest entry of each column of ``X`` (n, k) positive, (1, k): SVD leaves signs to rounding."""
+    largest = X.gather(0, X.abs().argmax(0, keepdim=True)) if len(X) else X.new_zeros(1, X.shape[1])
+    return torch.where(largest < 0, -1, 1).to(X)
 
 
 def rank_for_energy(S: Tensor, energy: float) -> int:

@@ -5,8 +5,10 @@ from retain.methods.eblora import EBLoRA
 from retain.methods.ewc import EWC
 from retain.methods.ewc_lora import EWCLoRA
 from retain.methods.joint import Joint
+from retain.methods.olora import OLoRA
 from retain.methods.per_task import PerTask
 from retain.methods.sequential import Sequential
+from retain.methods.share import Share
 from retain.nearest import did_you_mean
 
 METHODS: dict[str, type[Method]] = {
@@ -16,6 +18,8 @@ METHODS: dict[str, type[Method]] = {
     "ewc": EWC,
     "ewc-lora": EWCLoRA,
     "eblora": EBLoRA,
+    "olora": OLoRA,
+    "share": Share,
 }
 
 

@@ -1,0 +1,155 @@
+"""Does EBLoRA forget less than sequential LoRA and O-LoRA at the same rank, and which of its parts is it that helps?
+
+    python -m benchmarks.eblora --streams fashion text --seeds 0 1 2
+
+Every cell trains five tasks from the same pretrained model; its settings were chosen on validation rows of seed 0
+(``--tune`` repeats that). Beside accuracies of the test rows each run records the spectrum of every task's weight
+change dW_j, how much input directions of tasks overlap, and the first-order leakage <G_i, dW_j> of later changes into
+the mean gradient G_i of an earlier task's end. Writes benchmarks/results/eblora-STREAM-SEED.json; run again to continue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.eblora_report import draw, show
+from benchmarks.fisher import machine, versions
+from benchmarks.streams import LORA, STREAMS, Stream
+from benchmarks.training import fit, outcome, packed, scores, share
+from retain import METHODS, Method, store
+from retain.linalg import effective_rank, energy_concentration
+from retain.subspace import statistics
+
+RESULTS = Path(__file__).parent / "results"
+RANK = LORA["r"]
+Matrices = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method with its keywords, LoRA's alpha, and what the stream's learning rate is multiplied by."""
+
+    method: str
+    keywords: dict[str, Any] = field(default_factory=dict)
+    alpha: float = RANK
+    rate: float = 1.0
+
+    def but(self, **keywords: Any) -> Cell:
+        return replace(self, keywords=self.keywords | keywords)
+
+
+CELLS: dict[str, Cell] = {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
+    parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for name in options.streams:
+        for seed in options.seeds:
+            study(name, seed, {cell: CELLS[cell] for cell in options.cells}, RESULTS / f"eblora-{name}-{seed}.json")
+    rows = [row for path in sorted(RESULTS.glob("eblora-*-*.json")) for row in store.read_json(path)["rows"]]
+    show(rows)
+    draw(rows)
+
+
+def study(name: str, seed: int, cells: dict[str, Cell], path: Path) -> None:
+    """The cells of one stream and seed that ``path`` lacks, each written when it is done."""
+    rows = store.read_json(path)["rows"] if path.exists() else []
+    done = {row["cell"] for row in rows}
+    stream = STREAMS[name](seed)
+    for cell in [cell for cell in cells if cell not in done]:
+        row = {"stream": name, "seed": seed, "cell": cell} | measure(stream, cells[cell], seed)
+        rows.append(row)
+        document = {"command": "python -m benchmarks.eblora", "machine": machine(), "versions": versions()}
+        store.write_json(path, document | {"rows": rows})
+        print(name, seed, cell, {k: row[k] for k in ("validation", "final", "learned", "forgetting", "seconds")}, flush=True)
+
+
+def measure(stream: Stream, cell: Cell, seed: int) -> dict[str, Any]:
+    """One run through all tasks: its accuracies, and what its weight changes look like."""
+    begin = time.perf_counter()
+    model = stream.model(seed, lora_alpha=cell.alpha)
+    method = METHODS[cell.method](model, **cell.keywords, seed=seed)
+    stream = replace(stream, learning_rate=cell.rate * stream.learning_rate)
+    table, first, validated, gradients, changes, boundaries = [], [], [], [], [], []
+    for number, task in enumerate(stream.tasks):
+        method.activate(None)
+        before = weights(method)
+        fit(model, stream, number, [method], seed)
+        first.append(outcome(model, task, task.test[0])[1])
+        validated.append(share(outcome(model, task, stream.validation[number])[1]))
+        changes.append({name: W - before[name] for name, W in weights(method).items()})
+        gradients.append(statistics(model, {n: s.layer for n, s in method.sites.items()}, task, "mean gradient"))
+        method.end_task(task)
+        boundaries.append(dict(method.boundary))
+        table.append([share(right) for right in after(method, stream.tasks[: number + 1])])
+    last, kept = after(method, stream.tasks), []
+    for task, rows in zip(stream.tasks, stream.validation, strict=True):
+        method.activate(task.name)
+        kept.append(share(outcome(model, task, rows)[1]))
+    return scores(table) | {
+        "table": table,
+        "validation": {"final": float(np.mean(kept)), "learned": float(np.mean(validated))},
+        "rows": [len(right) for right in last],
+        "right": {"learned": [packed(right) for right in first], "final": [packed(right) for right in last]},
+        "changes": [shape(change) for change in changes],
+        "overlap": [[overlap(one, other) for other in changes] for one in changes],
+        "leakage": [[leakage(G, change) for change in changes] for G in gradients],
+        "boundaries": boundaries,
+        "bytes": sum(t.nbytes for t in method.state_dict().values()),
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+
+
+def weights(method: Method) -> Matrices:
+    return {name: site.delta() for name, site in method.sites.items()}
+
+
+def after(method: Method, tasks: list[Any]) -> list[Tensor]:
+    """Which test rows of each task are classified right now."""
+    found = []
+    for task in tasks:
+        method.activate(task.name)
+        found.append(outcome(method.model, task, task.test[0])[1])
+    return found
+
+
+def shape(change: Matrices) -> dict[str, Any]:
+    """Means over layers of the singular values by the largest, and of what they amount to."""
+    spectra = [torch.linalg.svdvals(dW)[: 2 * RANK] for dW in change.values()]
+    return {
+        "spectrum": torch.stack([S / S[0].clamp(min=1e-30) for S in spectra]).mean(0).tolist(),
+        "norm": float(sum(S.square().sum() for S in spectra)) ** 0.5,
+        "effective_rank": float(np.mean([effective_rank(S) for S in spectra])),
+        "first": float(np.mean([energy_concentration(S, 1) for S in spectra])),
+    }
+
+
+def overlap(one: Matrices, other: Matrices) -> float:
+    """||V_i'V_j||^2 / r, a mean over layers, V (in, r) the leading input directions of a change; 1 for the same."""
+    directions = [[torch.svd_lowrank(c[name], 2 * RANK)[2][:, :RANK] for name in one] for c in (one, other)]
+    return float(np.mean([float((V.T @ W).square().sum()) / RANK for V, W in zip(*directions, strict=True)]))
+
+
+def leakage(gradient: Matrices, change: Matrices) -> dict[str, float]:
+    """<G, dW> over all layers in nats, and by the norms of both."""
+    rise = sum(float((gradient[name] * change[name]).sum()) for name in gradient)
+    sizes = [sum(float(m.square().sum()) for m in both.values()) ** 0.5 for both in (gradient, change)]
+    return {"nats": rise, "cosine": rise / max(sizes[0] * sizes[1], 1e-30)}
+
+
+if __name__ == "__main__":
+    main()

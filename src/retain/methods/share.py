@@ -1,0 +1,224 @@
+"""Share: one evolving pair of bases for all tasks, a handful of coefficients for each (arXiv 2602.06043)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from retain.bases import Bases, Change, Core, Weights, add, lost, within
+from retain.linalg import orthonormalised, project_out
+from retain.lora import Site
+from retain.method import Method
+from retain.nearest import did_you_mean
+from retain.spanned import coefficients, confinable, release, span
+from retain.task import Task
+
+CoreKind = Literal["factored", "dense"]
+ALLOWED = {"core": get_args(CoreKind), "weights": get_args(Weights)}
+
+# Above it, a task is not what was learned any more, and a warning says so.
+LOSSY = 0.1
+
+
+class Share(Method):
+    """dW_t = c U C_t V' per layer: U (out, k_o), V (in, k_i) are shared by all tasks, the core C_t is the task's own.
+
+    - The first task trains a plain adapter, whose singular directions are the first bases.
+    - A later one trains C_t and ``temporary`` columns beside each basis, from dW = 0, with the bases frozen.
+    - ``end_task``: the whole change, temporary columns included, is the task's; the bases grow by what they lack of it,
+      are cut to ``components`` columns, and every core is recomputed in closed form, without data.
+
+    ``activate`` puts a task's change in place. Its relative residual, what all cuts have taken from it, is reported for
+    every task (``residuals``); above 10 % a warning names the task. Each head is its task's own; whatever else trains
+    beside the adapter is not protected.
+
+    Args:
+        model: a model from ``peft.get_peft_model``; its rank r bounds that of what a task trains.
+        components: k, the most columns of a basis.
+        energy: the share of all tasks' ||dW||^2 for which fewer columns are enough; 1 keeps ``components``. The
+            paper's 0.6 leaves a relative error up to 0.63.
+        max_residual: of any task; more columns than ``components`` are kept where it would be exceeded.
+        temporary: phi, the free columns beside each basis while a task trains.
+        threshold: tau; a direction of a new task joins the bases if what they lack of it is longer, of 1.
+        core: "factored" trains C_t as a product of rank r (the paper's pseudo-rank p); "dense" trains all its entries,
+            and needs components + temporary <= r.
+        weights: of tasks as bases are cut: "relative", so that the relative errors of large and small changes count
+            alike, or "absolute".
+        seed: of fresh coefficients and columns.
+    """
+
+    STATE = ("spaces",)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        components: int = 32,
+        energy: float = 1.0,
+        max_residual: float | None = None,
+        temporary: int = 2,
+        threshold: float = 0.0,
+        core: CoreKind = "factored",
+        weights: Weights = "relative",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, seed=seed)
+        self.check(
+            components=components,
+            energy=energy,
+            max_residual=max_residual,
+            temporary=temporary,
+            threshold=threshold,
+            core=core,
+            weights=weights,
+        )
+        self.components, self.energy, self.max_residual = components, energy, max_residual
+        self.temporary, self.threshold, self.core, self.weights = temporary, threshold, core, weights
+        for site in self.sites.values():
+            confinable(site)
+        self.bases = {name: Bases.empty(*site.factors()) for name, site in self.sites.items()}
+        if core == "dense" and (least := min(len(site.A) for site in self.sites.values())) < components + temporary:
+            raise ValueError(
+                f"a dense core needs lora.r of at least components + temporary = {components + temporary}, got {least}"
+            )
+
+    @classmethod
+    def check(cls, **keywords: Any) -> None:
+        for key, known in ALLOWED.items():
+            if (value := keywords[key]) not in known:
+                raise ValueError(f"unknown {key} {value!r}; known: {', '.join(known)}{did_you_mean(value, known)}")
+        for key, least in (("components", 1), ("temporary", 0)):
+            if keywords[key] < least:
+                raise ValueError(f"{key} must be at least {least}, got {keywords[key]}")
+        if not 0 < keywords["energy"] <= 1:
+            raise ValueError(f"energy must lie in (0, 1], got {keywords['energy']}")
+        if not 0 <= keywords["threshold"] < 1:
+            raise ValueError(f"threshold must lie in [0, 1), got {keywords['threshold']}")
+        if (bound := keywords["max_residual"]) is not None and not 0 < bound < 1:
+            raise ValueError(f"max_residual must lie in (0, 1), got {bound}")
+
+    @property
+    def grows(self) -> bool:
+        return True
+
+    @property
+    def spaces(self) -> dict[str, dict[str, Any]]:
+        """U, V and the cores of all tasks, of every site."""
+        return {
+            name: {
+                "U": bases.U,
+                "V": bases.V,
+                "cores": {
+                    task: {
+                        "left": c.left,
+                        "right": c.right,
+                        "sizes": torch.tensor([c.norm, c.cut], dtype=torch.float64),
+                    }
+                    for task, c in bases.cores.items()
+                },
+            }
+            for name, bases in self.bases.items()
+        }
+
+    @spaces.setter
+    def spaces(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        for name, site in self.sites.items():
+            release(site)
+            kept = state.get(name) or vars(Bases.empty(*site.factors()))
+            if (len(kept["U"]), len(kept["V"])) != (len(site.B), site.A.shape[1]):
+                found = f"{tuple(kept['U'].shape)} and {tuple(kept['V'].shape)}"
+                raise ValueError(f"{name}: bases {found} do not fit {tuple(site.delta().shape)}")
+            cores = {task: Core(c["left"], c["right"], *c["sizes"].tolist()) for task, c in kept["cores"].items()}
+            self.bases[name] = Bases(kept["U"], kept["V"], cores)
+
+    @property
+    def residuals(self) -> dict[str, float]:
+        """||dW_t - what is kept of it|| / ||dW_t|| of every task over all layers, of all cuts so far."""
+        found = {}
+        for task in self.tasks:
+            cores = [bases.cores[task] for bases in self.bases.values()]
+            found[task] = lost(math.fsum(c.kept for c in cores), math.fsum(c.norm**2 for c in cores))
+        return found
+
+    @property
+    def tasks(self) -> list[str]:
+        """All that can be activated, in the order that they came: learned here, or added as adapters."""
+        return list(next(iter(self.bases.values())).cores)
+
+    def begin_task(self, task: Task) -> None:
+        self.warn_unprotected()
+        if not self.tasks:
+            return
+        generator = self.generator()
+        for name, site in self.sites.items():
+            site.set_past(site.B[:, :0], site.A[:0])
+            self._confine(site, self.bases[name], generator)
+
+    def end_task(self, task: Task) -> None:
+        self.absorb({task.name: {name: site.factors() for name, site in self.sites.items()}})
+        super().end_task(task)
+        self.activate(task.name)
+
+    def absorb(self, changes: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]]) -> None:
+        """Take in weight changes, by task and site: factors B (out, m), A (m, in) of any rank, in units of dW/c.
+
+        Adapters that somebody else trained become tasks like those that were learned here; no data is needed.
+        """
+        for name, site in self.sites.items():
+            release(site)
+            new = {task: Change(*factors[name]) for task, factors in changes.items()}
+            wider = add(self.bases[name], new, self.threshold)
+            self.bases[name] = within(wider, self.components, self.energy, self.weights, self.max_residual)
+        residuals = self.residuals
+        widths = [x.shape[1] for bases in self.bases.values() for x in (bases.U, bases.V)]
+        self.boundary = {"residual": max(residuals.values()), "columns": max(widths)}
+        if lossy := {task: r for task, r in residuals.items() if r > LOSSY}:
+            worst = max(lossy, key=lambda t: lossy[t])
+            warnings.warn(
+                f"{len(lossy)} of {len(residuals)} tasks do not fit {self.components} components; of {worst!r} "
+                f"{lossy[worst]:.0%} of the weight change is lost (relative Frobenius norm). Raise method.components",
+                stacklevel=3,
+            )
+
+    @torch.no_grad()
+    def activate(self, task: str | None) -> None:
+        if not self.tasks:
+            return
+        name = self.tasks[-1] if task is None else task
+        for key, site in self.sites.items():
+            release(site)
+            if name not in self.tasks:
+                site.set_factors(torch.zeros_like(site.B), site.A)
+                site.set_past(site.B[:, :0], site.A[:0])
+                continue
+            B, A = self.bases[key].factors(name)
+            r, m = len(site.A), len(A)
+            site.set_past(B[:, r:], A[r:])
+            site.set_factors(
+                nn.functional.pad(B[:, :r], (0, max(0, r - m))), nn.functional.pad(A[:r], (0, 0, 0, max(0, r - m)))
+            )
+
+    @torch.no_grad()
+    def _confine(self, site: Site, bases: Bases, generator: torch.Generator) -> None:
+        """Let ``site`` train coefficients and temporary columns, from dW = 0."""
+        free = [_columns(F, self.temporary or not F.shape[1], generator) for F in (bases.U, bases.V)]
+        of_B, of_A = span(site, bases.U, bases.V, *free)
+        outer, inner = coefficients(site)
+        outer.zero_()
+        inner.requires_grad_(self.core != "dense")
+        if self.core == "dense":
+            inner.copy_(torch.eye(*inner.shape) / of_A.gain)
+        else:
+            bound = site.A.shape[1] ** -0.5
+            inner.copy_(torch.empty(inner.shape).uniform_(-bound, bound, generator=generator))
+
+
+def _columns(F: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Random orthonormal columns (n, count) outside ``F`` (n, k), or as many as there is room for."""
+    random = torch.randn(len(F), min(count, len(F) - F.shape[1]), generator=generator).to(F)
+    return orthonormalised(project_out(random, F))

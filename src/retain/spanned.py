@@ -1,0 +1,101 @@
+"""Factors confined to frozen bases and a few free columns: stock LoRA layers whose weights are parametrised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
+
+from retain.lora import Site
+
+
+class Spanned(nn.Module):
+    """A factor (n, r), its transpose where it is ``turned``: anything, or confined to gain [basis, free] coefficients.
+
+    ``basis`` (n, k) is frozen; ``coefficients`` (k + f, r) and ``free`` (n, f) train. gain = sqrt(n / (k + f)): under
+    AdamW, which moves every entry by about the learning rate, the factor then moves as far as a stock one, whose n r
+    entries all move, so that learning rates carry over. A factor that is not confined is its own coefficients.
+    """
+
+    basis: Tensor | None
+
+    def __init__(self, shape: torch.Size, *, turned: bool) -> None:
+        super().__init__()
+        self.shape, self.turned = shape, turned
+        self.gain = 1.0
+        self.register_buffer("basis", None, persistent=False)
+        self.register_buffer("start", None, persistent=False)
+
+    def confine(self, basis: Tensor, free: Tensor) -> None:
+        """Say what the factor is confined to, and where ``free`` starts."""
+        self.basis, self.start = basis, free
+        self.gain = math.sqrt(len(basis) / (basis.shape[1] + free.shape[1]))
+
+    def forward(self, coefficients: Tensor, free: Tensor) -> Tensor:
+        if self.basis is None:
+            return coefficients
+        factor = self.gain * torch.cat([self.basis, free], 1) @ coefficients
+        return (factor.T if self.turned else factor).reshape(self.shape)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The coefficients nearest to ``weight`` with the free columns of the start, and these."""
+        if self.basis is None:
+            return weight, weight.new_zeros(0)
+        columns, factor = self.gain * torch.cat([self.basis, self.start], 1), weight.flatten(1)
+        found = torch.linalg.lstsq(columns, factor.T if self.turned else factor).solution
+        return found.contiguous(), self.start.clone()
+
+
+def confinable(site: Site) -> None:
+    """Parametrise both factors of ``site``, which stay what they are.
+
+    Raises:
+        ValueError: they have another parametrisation.
+    """
+    for module, turned in _modules(site):
+        if not is_parametrized(module, "weight"):
+            register_parametrization(module, "weight", Spanned(module.weight.shape, turned=turned))
+        elif [type(step) for step in module.parametrizations.weight] != [Spanned]:
+            raise ValueError(f"{site.name}: its factors have another parametrisation already")
+
+
+def span(site: Site, U: Tensor, V: Tensor, free_U: Tensor, free_V: Tensor) -> tuple[Spanned, Spanned]:
+    """Confine B (out, r) of ``site`` to [U, free_U] and A (r, in) to [V, free_V]; what says so of each."""
+    for (module, _), basis, free in zip(_modules(site), (U, V), (free_U, free_V), strict=True):
+        weight = module.weight.detach().clone()
+        module.parametrizations.weight[0].confine(basis, free)
+        _replace(module, weight)
+    of_B, of_A = (module.parametrizations.weight[0] for module, _ in _modules(site))
+    return of_B, of_A
+
+
+def coefficients(site: Site) -> tuple[nn.Parameter, nn.Parameter]:
+    """Those of B (k_o + f, r) and of A (k_i + f, r), of a site that is confined."""
+    of_B, of_A = (module.parametrizations.weight.original0 for module, _ in _modules(site))
+    return of_B, of_A
+
+
+def release(site: Site) -> None:
+    """Let the factors of ``site`` be anything again, from what they are."""
+    for module, _ in _modules(site):
+        weight, step = module.weight.detach().clone(), module.parametrizations.weight[0]
+        if step.basis is not None:
+            step.basis = step.start = None
+            _replace(module, weight)
+
+
+def _modules(site: Site) -> Iterator[tuple[Any, bool]]:
+    yield site.layer.lora_B[site.adapter], False
+    yield site.layer.lora_A[site.adapter], True
+
+
+def _replace(module: Any, weight: Tensor) -> None:
+    """New parameters, of new shapes, behind a parametrised ``weight``."""
+    behind = module.parametrizations.weight
+    for i, value in enumerate(behind[0].right_inverse(weight)):
+        trains = getattr(behind, f"original{i}").requires_grad
+        setattr(behind, f"original{i}", nn.Parameter(value.detach().clone(), requires_grad=trains))
