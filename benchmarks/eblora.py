@@ -5,7 +5,8 @@
 Every cell trains five tasks from the same pretrained model; its settings were chosen on validation rows of seed 0
 (``--tune`` repeats that). Beside accuracies of the test rows each run records the spectrum of every task's weight
 change dW_j, how much input directions of tasks overlap, and the first-order leakage <G_i, dW_j> of later changes into
-the mean gradient G_i of an earlier task's end. Writes benchmarks/results/eblora-STREAM-SEED.json; run again to continue.
+the mean gradient G_i of an earlier task's end. Writes benchmarks/results/eblora-STREAM-SEED.json; run again to
+continue.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 from benchmarks.eblora_report import draw, show
 from benchmarks.fisher import machine, versions
 from benchmarks.streams import LORA, STREAMS, Stream
-from benchmarks.training import fit, outcome, packed, scores, share
+from benchmarks.training import fit, outcome, packed, share
 from retain import METHODS, Method, store
 from retain.linalg import effective_rank, energy_concentration
 from retain.subspace import statistics
@@ -75,7 +76,13 @@ def study(name: str, seed: int, cells: dict[str, Cell], path: Path) -> None:
         rows.append(row)
         document = {"command": "python -m benchmarks.eblora", "machine": machine(), "versions": versions()}
         store.write_json(path, document | {"rows": rows})
-        print(name, seed, cell, {k: row[k] for k in ("validation", "final", "learned", "forgetting", "seconds")}, flush=True)
+        print(
+            name,
+            seed,
+            cell,
+            {k: row[k] for k in ("validation", "final", "learned", "forgetting", "seconds")},
+            flush=True,
+        )
 
 
 def measure(stream: Stream, cell: Cell, seed: int) -> dict[str, Any]:
@@ -95,12 +102,16 @@ def measure(stream: Stream, cell: Cell, seed: int) -> dict[str, Any]:
         gradients.append(statistics(model, {n: s.layer for n, s in method.sites.items()}, task, "mean gradient"))
         method.end_task(task)
         boundaries.append(dict(method.boundary))
-        table.append([share(right) for right in after(method, stream.tasks[: number + 1])])
+        table.append([share(right) for right in after(method, stream.tasks[: number + 1], stream.glance)])
     last, kept = after(method, stream.tasks), []
     for task, rows in zip(stream.tasks, stream.validation, strict=True):
         method.activate(task.name)
         kept.append(share(outcome(model, task, rows)[1]))
-    return scores(table) | {
+    lost = [share(one) - share(other) for one, other in zip(first, last, strict=True)]
+    return {
+        "final": float(np.mean([share(right) for right in last])),
+        "learned": float(np.mean([share(right) for right in first])),
+        "forgetting": float(np.mean(lost[:-1])),
         "table": table,
         "validation": {"final": float(np.mean(kept)), "learned": float(np.mean(validated))},
         "rows": [len(right) for right in last],
@@ -118,12 +129,12 @@ def weights(method: Method) -> Matrices:
     return {name: site.delta() for name, site in method.sites.items()}
 
 
-def after(method: Method, tasks: list[Any]) -> list[Tensor]:
-    """Which test rows of each task are classified right now."""
+def after(method: Method, tasks: list[Any], rows: int | None = None) -> list[Tensor]:
+    """Which of the first ``rows`` test rows of each task are classified right now."""
     found = []
     for task in tasks:
         method.activate(task.name)
-        found.append(outcome(method.model, task, task.test[0])[1])
+        found.append(outcome(method.model, task, {k: v[:rows] for k, v in task.test[0].items()})[1])
     return found
 
 

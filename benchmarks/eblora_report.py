@@ -1,2 +1,6 @@
-def show(rows): pass
-def draw(rows): pass
+def show(rows):
+    pass
+
+
+def draw(rows):
+    pass

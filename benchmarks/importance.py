@@ -31,9 +31,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "diagonal": {"form": "diagonal"},
     "diagonal uint8": {"form": "diagonal", "storage": "uint8"},
     "factored 4": {"form": "factored", "components": 4},
-    "kronecker dense": {"form": "kronecker", "rank": None},
-    "kronecker 16": {"form": "kronecker", "rank": 16},
-    "kronecker 4": {"form": "kronecker", "rank": 4},
+    "kronecker dense": {"form": "kronecker", "rank": None, "temperature": 1.0},
+    "kronecker 16": {"form": "kronecker", "rank": 16, "temperature": 1.0},
+    "kronecker 4": {"form": "kronecker", "rank": 4, "temperature": 1.0},
     "kronecker 16, temperature 3": {"form": "kronecker", "rank": 16, "temperature": 3.0},
 }
 ROWS_LEFT_OUT = "held-out rows"
@@ -55,7 +55,7 @@ STRENGTHS = {
     "kronecker 4": (10.0, 100.0),
     "kronecker 16, temperature 3": (3.0, 10.0, 30.0),
 }
-DEFAULT = ("kronecker 16", 100.0)
+DEFAULT = ("kronecker 16, temperature 3", 10.0)
 PASS = {"labels": "mixture", "samples": None}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -62,6 +62,25 @@ class Bases:
         """No columns, for changes with factors like ``B`` (out, r) and ``A`` (r, in)."""
         return cls(B.new_zeros(len(B), 0), A.new_zeros(A.shape[1], 0))
 
+    def state(self) -> dict[str, Any]:
+        """U, V and the cores as plain tensors; ``sizes`` of a core: its norm, its cuts, its place in the order."""
+        cores = {
+            task: {
+                "left": core.left,
+                "right": core.right,
+                "sizes": torch.tensor([core.norm, core.cut, number], dtype=torch.float64),
+            }
+            for number, (task, core) in enumerate(self.cores.items())
+        }
+        return {"U": self.U, "V": self.V, "cores": cores}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Bases:
+        """What ``state`` gave, whatever the order of its entries."""
+        cores = sorted(state.get("cores", {}).items(), key=lambda item: float(item[1]["sizes"][2]))
+        found = {task: Core(c["left"], c["right"], *c["sizes"][:2].tolist()) for task, c in cores}
+        return cls(state["U"], state["V"], found)
+
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """B (out, m) and A (m, in) of a task's change."""
         core = self.cores[name]
@@ -82,6 +101,17 @@ def lost(kept: float, whole: float) -> float:
     """(1 - kept/whole)^1/2, 0 where the two differ by rounding only."""
     share = 1 - kept / whole if whole else 0.0
     return share**0.5 if share > ROUNDING else 0.0
+
+
+def residuals(bases: Iterable[Bases]) -> dict[str, float]:
+    """||dW_t - what is kept|| / ||dW_t|| over all layers, of every task (see ``Core``)."""
+    kept: dict[str, float] = {}
+    whole: dict[str, float] = {}
+    for one in bases:
+        for task, core in one.cores.items():
+            kept[task] = kept.get(task, 0.0) + core.kept
+            whole[task] = whole.get(task, 0.0) + core.norm**2
+    return {task: lost(kept[task], whole[task]) for task in kept}
 
 
 def add(bases: Bases, changes: Mapping[str, Change], threshold: float = 0.0) -> Bases:

@@ -19,8 +19,8 @@ from retain.mistakes import Within
 from retain.task import Task, precise
 
 Factors = tuple[Tensor, Tensor]
-# A strength belongs to the form that it was measured with (docs/methods.md).
-STRENGTHS = {"kronecker": 100.0, "diagonal": 1e4, "factored": 1e4}
+# What was measured together (docs/methods.md): a form, the temperature of its Fisher, a strength.
+DEFAULTS = {"kronecker": (3.0, 10.0), "diagonal": (1.0, 1e4), "factored": (1.0, 1e4)}
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class EWCLoRA(Method):
     Args:
         model: a model from ``peft.get_peft_model``.
         strength: lambda (the paper's letter): 1 weighs a nat that the form foresees like a nat gained on the new task.
-            None: what was measured with the form, 100 for "kronecker" and 1e4 for the others (docs/methods.md). The
-            reference's 1e7 belongs to squared batch means and is some batch sizes too large here.
+            None: what was measured with the form and its temperature, 10 for "kronecker" and 1e4 for the others
+            (docs/methods.md). The reference's 1e7 belongs to squared batch means and is some batch sizes too large.
         decay: gamma in [0, 1]; the paper's plateau is 0.3 to 0.9.
         mode: see above.
         rank: of the past in mode "merge"; the relative error of each cut is in ``boundary["fold_error"]``.
@@ -58,8 +58,8 @@ class EWCLoRA(Method):
             ``components`` of a factored or ``rank`` of a Kronecker form; ``labels``, ``temperature``, ``samples``,
             ``error``, ``batch_size``, ``dtype``. And ``sketches``: k keeps a Kronecker form of rank k of every
             finished task, for the gauge alone: ``predicted_rise`` then tells the tasks apart, every task costs
-            another Fisher pass, and bytes grow with tasks. Left out: a Kronecker form of rank 16, 1000 samples, no
-            sketches, and else what ``measure`` has.
+            another Fisher pass, and bytes grow with tasks. Left out: a Kronecker form of rank 16 at temperature 3,
+            1000 samples, no sketches, and else what ``measure`` has.
         seed: of the Fisher pass and of fresh adapters.
     """
 
@@ -82,7 +82,7 @@ class EWCLoRA(Method):
         self.check(strength=strength, decay=decay, mode=mode, rank=rank, accumulate=accumulate, fisher=fisher)
         self.decay, self.mode, self.rank, self.accumulate = decay, mode, rank, accumulate
         self.choice = self._choice(fisher)
-        self.strength = STRENGTHS[self.choice.name] if strength is None else strength
+        self.strength = DEFAULTS[self.choice.name][1] if strength is None else strength
         self.forms: dict[str, Form] = {}
         self.anchor: dict[str, dict[str, Tensor]] = {}
         self.springs: dict[str, dict[str, Tensor]] = {}
@@ -100,7 +100,13 @@ class EWCLoRA(Method):
             raise ValueError(
                 f"accumulate must be 'products', or 'factors' with mode='merge' and no rank; got {accumulate!r}"
             )
-        cls._choice(keywords["fisher"])
+        choice = cls._choice(keywords["fisher"])
+        temperature, own = choice.sweep["temperature"], DEFAULTS[choice.name][0]
+        if keywords["strength"] is None and temperature != own:
+            raise ValueError(
+                f"strength must be given with fisher.temperature={temperature}: the default of {choice.name!r} was "
+                f"measured at {own}, and importance is larger at higher temperatures"
+            )
 
     @property
     def fisher(self) -> dict[str, dict[str, Tensor]]:
@@ -267,7 +273,9 @@ class EWCLoRA(Method):
 
     @classmethod
     def _choice(cls, fisher: Mapping[str, Any] | None) -> Choice:
-        choice = choose(fisher, cls.FISHER, {"sketches": int | None})
+        form = fisher.get("form", cls.FISHER["form"]) if isinstance(fisher, Mapping) else cls.FISHER["form"]
+        temperature = DEFAULTS.get(str(form), (1.0, 0.0))[0]
+        choice = choose(fisher, cls.FISHER | {"temperature": temperature}, {"sketches": int | None})
         if (rank := choice.own["sketches"]) is not None and rank < 1:
             raise Within("fisher.sketches", f"{rank} is not allowed; expected at least 1, or null for none")
         return choice

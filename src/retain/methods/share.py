@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -10,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from retain.bases import Bases, Change, Core, Weights, add, lost, within
+from retain.bases import Bases, Change, Weights, add, residuals, within
 from retain.linalg import orthonormalised, project_out
 from retain.lora import Site
 from retain.method import Method
@@ -109,41 +108,21 @@ class Share(Method):
     @property
     def spaces(self) -> dict[str, dict[str, Any]]:
         """U, V and the cores of all tasks, of every site."""
-        return {
-            name: {
-                "U": bases.U,
-                "V": bases.V,
-                "cores": {
-                    task: {
-                        "left": c.left,
-                        "right": c.right,
-                        "sizes": torch.tensor([c.norm, c.cut], dtype=torch.float64),
-                    }
-                    for task, c in bases.cores.items()
-                },
-            }
-            for name, bases in self.bases.items()
-        }
+        return {name: bases.state() for name, bases in self.bases.items()}
 
     @spaces.setter
     def spaces(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         for name, site in self.sites.items():
             release(site)
-            kept = state.get(name) or vars(Bases.empty(*site.factors()))
-            if (len(kept["U"]), len(kept["V"])) != (len(site.B), site.A.shape[1]):
-                found = f"{tuple(kept['U'].shape)} and {tuple(kept['V'].shape)}"
-                raise ValueError(f"{name}: bases {found} do not fit {tuple(site.delta().shape)}")
-            cores = {task: Core(c["left"], c["right"], *c["sizes"].tolist()) for task, c in kept["cores"].items()}
-            self.bases[name] = Bases(kept["U"], kept["V"], cores)
+            kept = Bases.from_state(state[name]) if name in state else Bases.empty(*site.factors())
+            if (len(kept.U), len(kept.V)) != (here := (len(site.B), site.A.shape[1])):
+                raise ValueError(f"{name}: bases {tuple(kept.U.shape)} and {tuple(kept.V.shape)} do not fit {here}")
+            self.bases[name] = kept
 
     @property
     def residuals(self) -> dict[str, float]:
         """||dW_t - what is kept of it|| / ||dW_t|| of every task over all layers, of all cuts so far."""
-        found = {}
-        for task in self.tasks:
-            cores = [bases.cores[task] for bases in self.bases.values()]
-            found[task] = lost(math.fsum(c.kept for c in cores), math.fsum(c.norm**2 for c in cores))
-        return found
+        return residuals(self.bases.values())
 
     @property
     def tasks(self) -> list[str]:
@@ -174,13 +153,13 @@ class Share(Method):
             new = {task: Change(*factors[name]) for task, factors in changes.items()}
             wider = add(self.bases[name], new, self.threshold)
             self.bases[name] = within(wider, self.components, self.energy, self.weights, self.max_residual)
-        residuals = self.residuals
+        found = self.residuals
         widths = [x.shape[1] for bases in self.bases.values() for x in (bases.U, bases.V)]
-        self.boundary = {"residual": max(residuals.values()), "columns": max(widths)}
-        if lossy := {task: r for task, r in residuals.items() if r > LOSSY}:
+        self.boundary = {"residual": max(found.values()), "columns": max(widths)}
+        if lossy := {task: r for task, r in found.items() if r > LOSSY}:
             worst = max(lossy, key=lambda t: lossy[t])
             warnings.warn(
-                f"{len(lossy)} of {len(residuals)} tasks do not fit {self.components} components; of {worst!r} "
+                f"{len(lossy)} of {len(found)} tasks do not fit {self.components} components; of {worst!r} "
                 f"{lossy[worst]:.0%} of the weight change is lost (relative Frobenius norm). Raise method.components",
                 stacklevel=3,
             )
