@@ -1,4 +1,4 @@
-"""Tables and figure of benchmarks.importance."""
+"""Tables and figures of benchmarks.importance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmarks.training import interval, unpacked
 
 Row = dict[str, Any]
-FIGURE = Path(__file__).parents[1] / "docs" / "importance.png"
+DOCS = Path(__file__).parents[1] / "docs"
 COLOURS = {
     "none": "#c44e52",
     "diagonal": "#8c8c8c",
@@ -107,30 +107,39 @@ def calibrated(run: list[float]) -> list[tuple[float, float]]:
 
 
 def draw(rows: list[Row]) -> None:
-    """Stability against plasticity per form, and what was foreseen against what was measured."""
+    """Two figures: stability against plasticity per form, and what was foreseen against what was measured."""
     streams = list(dict.fromkeys(row["stream"] for row in rows))
-    figure, panels = plt.subplots(2, len(streams), figsize=(5 * len(streams), 8), layout="constrained", squeeze=False)
-    for i, name in enumerate(streams):
-        mine = [row for row in rows if row["stream"] == name]
-        for form, colour in COLOURS.items():
-            cells: dict[float, list[Row]] = {}
-            for row in mine:
-                if row["form"] == form:
-                    cells.setdefault(row["strength"], []).append(row)
-            if cells:
-                order = [cells[strength] for strength in sorted(cells)]
-                means = [[np.mean([r[key] for r in c]) for c in order] for key in ("forgetting", "learned")]
-                panels[0, i].plot(*means, "o-", color=colour, label=form, markersize=5)
-            seen = [(b["foreseen"][form], b["rise"]) for r in mine for b in r["boundaries"] if form in b["foreseen"]]
-            clear = [(f, rise) for f, rise in seen if rise > 0 and f > 0]
-            if clear:
-                panels[1, i].plot(*zip(*clear, strict=True), "o", color=colour, label=form, markersize=4, alpha=0.7)
-        panels[0, i].set(title=name, xlabel="forgetting", ylabel="learning accuracy")
-        line = np.array([1e-3, 10])
-        for factor, style in ((1, "-"), (10, ":")):
-            panels[1, i].plot(line, factor * line, style, color="#888888", linewidth=1)
-        panels[1, i].set(xscale="log", yscale="log", xlabel="rise foreseen (nats)", ylabel="rise measured (nats)")
-        for panel in panels[:, i]:
-            panel.spines[["top", "right"]].set_visible(False)
-            panel.legend(frameon=False, fontsize=8)
-    figure.savefig(FIGURE, dpi=150)
+    for file, panel in (("importance.png", _frontier), ("foresight.png", _foresight)):
+        figure, panels = plt.subplots(1, len(streams), figsize=(5.5 * len(streams), 4.2), layout="constrained")
+        for ax, name in zip(np.atleast_1d(panels), streams, strict=True):
+            panel(ax, [row for row in rows if row["stream"] == name])
+            ax.set_title(name)
+            ax.spines[["top", "right"]].set_visible(False)
+        legend = np.atleast_1d(panels)[0].get_legend_handles_labels()
+        figure.legend(*legend, loc="outside right center", frameon=False, fontsize=8)
+        figure.savefig(DOCS / file, dpi=150)
+        plt.close(figure)
+
+
+def _frontier(ax: Any, rows: list[Row]) -> None:
+    for form, colour in COLOURS.items():
+        cells: dict[float, list[Row]] = {}
+        for row in rows:
+            if row["form"] == form:
+                cells.setdefault(row["strength"], []).append(row)
+        if cells:
+            order = [cells[strength] for strength in sorted(cells)]
+            means = [[np.mean([r[key] for r in c]) for c in order] for key in ("forgetting", "learned")]
+            ax.plot(*means, "o-", color=colour, label=form, markersize=5)
+    ax.set(xlabel="forgetting", ylabel="learning accuracy")
+
+
+def _foresight(ax: Any, rows: list[Row]) -> None:
+    for form, colour in COLOURS.items():
+        seen = [(b["foreseen"][form], b["rise"]) for r in rows for b in r["boundaries"] if form in b["foreseen"]]
+        if clear := [(f, rise) for f, rise in seen if rise > 0 and f > 0]:
+            ax.plot(*zip(*clear, strict=True), "o", color=colour, label=form, markersize=4, alpha=0.7)
+    line = np.array([1e-3, 10])
+    for factor, style in ((1, "-"), (10, ":")):
+        ax.plot(line, factor * line, style, color="#888888", linewidth=1)
+    ax.set(xscale="log", yscale="log", xlabel="rise foreseen (nats)", ylabel="rise measured (nats)")

@@ -14,8 +14,8 @@ LONGEST_FILE = 300
 FLOORS = (
     {"linalg", "scores", "task", "nearest", "mistakes", "yamls", "stock"},
     {"stiefel", "past", "lora"},
-    {"fisher", "subspace", "balanced", "bases", "spanned", "method"},
-    {"methods", "heads", "evaluate", "hf", "progress", "store", "ledger"},
+    {"fisher", "subspace", "balanced", "bases", "spanned", "serving", "method"},
+    {"methods", "heads", "evaluate", "hf", "progress", "store", "ledger", "collection"},
     {"config"},
     {"data", "sources"},
     {"run", "results", "guard", "report"},

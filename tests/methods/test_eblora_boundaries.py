@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from manifold import off_manifold
+from manifold import off_manifold, unevenness
 from models import (
     fit,
     layers,
@@ -57,6 +57,16 @@ def test_what_a_task_leaves_is_held_and_later_updates_do_not_reach_it(source: st
     assert method.boundary["held"] >= 0.8 - 1e-5 and 0 < method.boundary["fullest"] <= 1
     assert method.boundary["directions"] == sum(b["F"].shape[1] for b in method.bases.values())
     assert method.boundary["bytes"] == sum(t.nbytes for b in method.bases.values() for t in b.values())
+
+
+def test_without_energy_updates_are_balanced_and_nothing_is_held() -> None:
+    with pytest.warns(UserWarning, match="energy is 0: .* kept clear of nothing"):
+        method = EBLoRA(tiny_bert(), energy=0.0)
+    for task in (A, B):
+        train(method, task)
+        assert unevenness(method) < 1e-5
+        method.end_task(task)
+    assert method.boundary["directions"] == 0
 
 
 @pytest.mark.parametrize("policy", ["lower energy", "drop least"])
@@ -121,8 +131,8 @@ def test_what_trains_beside_is_warned_of() -> None:
     [
         ({"subspace": "features "}, "unknown subspace 'features '; known: mean gradient, second moment, features; did"),
         ({"exhausted": "ignore"}, "unknown exhausted 'ignore'; known: lower energy, drop least, stop"),
-        ({"energy": 0.0}, r"energy must lie in \(0, 1\], got 0.0"),
-        ({"energy": 99}, r"energy must lie in \(0, 1\], got 99"),
+        ({"energy": -0.1}, r"energy must lie in \[0, 1\], got -0.1"),
+        ({"energy": 99}, r"energy must lie in \[0, 1\], got 99"),
         ({"s_min": 0.1, "s_max": 0.01}, "0 <= s_min <= s_max must hold, got 0.1 and 0.01"),
         ({"s_max": math.inf}, "0 <= s_min <= s_max must hold"),
         ({"width": 0}, "width must be at least 1, got 0"),

@@ -48,7 +48,7 @@ class EBLoRA(Method):
         model: a model from ``peft.get_peft_model`` whose factors are float32 at least.
         subspace: what of a task is kept clear of: "mean gradient" (the paper), which is nearly noise once a task is
             learned; "second moment" of the gradients of single examples; "features", the inputs themselves.
-        energy: epsilon, the share of it that F is to hold.
+        energy: epsilon, the share of it that F is to hold. 0 holds nothing, leaves balance alone, and warns.
         exhausted: what to do where F would leave less than r directions for the next task. "lower energy" adds the
             strongest that find room, so that early tasks stay protected; "drop least" lets go of the weakest, old or
             new; "stop" raises. The first two warn, with numbers.
@@ -86,6 +86,8 @@ class EBLoRA(Method):
         self.check(**options, s_min=s_min, s_max=s_max, width=width, rank=rank, samples=samples)
         self.subspace, self.energy, self.exhausted, self.reference = subspace, energy, exhausted, frozenset(reference)
         self.s_min, self.s_max, self.width, self.rank, self.samples = s_min, s_max, width, rank, samples
+        if not energy:
+            warnings.warn("energy is 0: updates are balanced, but kept clear of nothing that was learned", stacklevel=2)
         for site in self.sites.values():
             balance(site)
         self._bases = {name: Basis.empty(site.A, site.A.shape[1]) for name, site in self.sites.items()}
@@ -100,8 +102,8 @@ class EBLoRA(Method):
             if quirk not in get_args(Quirk):
                 known = get_args(Quirk)
                 raise ValueError(f"unknown reference {quirk!r}; known: {', '.join(known)}{did_you_mean(quirk, known)}")
-        if not 0 < keywords["energy"] <= 1:
-            raise ValueError(f"energy must lie in (0, 1], got {keywords['energy']}")
+        if not 0 <= keywords["energy"] <= 1:
+            raise ValueError(f"energy must lie in [0, 1], got {keywords['energy']}")
         if not 0 <= keywords["s_min"] <= keywords["s_max"] < math.inf:
             raise ValueError(f"0 <= s_min <= s_max must hold, got {keywords['s_min']} and {keywords['s_max']}")
         for key in ("width", "rank", "samples"):

@@ -1,11 +1,11 @@
 """Does EBLoRA forget less than sequential LoRA and O-LoRA at the same rank, and which of its parts is it that helps?
 
-    python -m benchmarks.eblora --streams fashion text --seeds 0 1 2
+    python -m benchmarks.methods --streams fashion text --seeds 0 1 2
 
 Every cell trains five tasks from the same pretrained model; its settings were chosen on validation rows of seed 0
 (``--tune`` repeats that). Beside accuracies of the test rows each run records the spectrum of every task's weight
 change dW_j, how much input directions of tasks overlap, and the first-order leakage <G_i, dW_j> of later changes into
-the mean gradient G_i of an earlier task's end. Writes benchmarks/results/eblora-STREAM-SEED.json; run again to
+the mean gradient G_i of an earlier task's end. Writes benchmarks/results/methods-STREAM-SEED.json; run again to
 continue.
 """
 
@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.eblora_report import draw, show
+from benchmarks.methods_report import draw, show
 from benchmarks.fisher import machine, versions
-from benchmarks.streams import LORA, STREAMS, Stream
+from benchmarks.streams import LORA, STREAMS, Batch, Stream
 from benchmarks.training import fit, outcome, packed, share
 from retain import METHODS, Method, store
 from retain.linalg import effective_rank, energy_concentration
@@ -31,6 +31,7 @@ from retain.subspace import statistics
 
 RESULTS = Path(__file__).parent / "results"
 RANK = LORA["r"]
+TEST_ROWS = 1000  # of a task
 Matrices = dict[str, Tensor]
 
 
@@ -60,9 +61,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     for name in options.streams:
         for seed in options.seeds:
-            study(name, seed, {cell: CELLS[cell] for cell in options.cells}, RESULTS / f"eblora-{name}-{seed}.json")
-    rows = [row for path in sorted(RESULTS.glob("eblora-*-*.json")) for row in store.read_json(path)["rows"]]
-    show(rows)
+            study(name, seed, {cell: CELLS[cell] for cell in options.cells}, RESULTS / f"methods-{name}-{seed}.json")
+    rows = [row for path in sorted(RESULTS.glob("methods-*-*.json")) for row in store.read_json(path)["rows"]]
+    show(rows, list(CELLS))
     draw(rows)
 
 
@@ -74,7 +75,7 @@ def study(name: str, seed: int, cells: dict[str, Cell], path: Path) -> None:
     for cell in [cell for cell in cells if cell not in done]:
         row = {"stream": name, "seed": seed, "cell": cell} | measure(stream, cells[cell], seed)
         rows.append(row)
-        document = {"command": "python -m benchmarks.eblora", "machine": machine(), "versions": versions()}
+        document = {"command": "python -m benchmarks.methods", "machine": machine(), "versions": versions()}
         store.write_json(path, document | {"rows": rows})
         print(
             name,
@@ -96,14 +97,14 @@ def measure(stream: Stream, cell: Cell, seed: int) -> dict[str, Any]:
         method.activate(None)
         before = weights(method)
         fit(model, stream, number, [method], seed)
-        first.append(outcome(model, task, task.test[0])[1])
+        first.append(outcome(model, task, head(task.test[0], TEST_ROWS))[1])
         validated.append(share(outcome(model, task, stream.validation[number])[1]))
         changes.append({name: W - before[name] for name, W in weights(method).items()})
         gradients.append(statistics(model, {n: s.layer for n, s in method.sites.items()}, task, "mean gradient"))
         method.end_task(task)
         boundaries.append(dict(method.boundary))
         table.append([share(right) for right in after(method, stream.tasks[: number + 1], stream.glance)])
-    last, kept = after(method, stream.tasks), []
+    last, kept = after(method, stream.tasks, TEST_ROWS), []
     for task, rows in zip(stream.tasks, stream.validation, strict=True):
         method.activate(task.name)
         kept.append(share(outcome(model, task, rows)[1]))
@@ -129,12 +130,17 @@ def weights(method: Method) -> Matrices:
     return {name: site.delta() for name, site in method.sites.items()}
 
 
-def after(method: Method, tasks: list[Any], rows: int | None = None) -> list[Tensor]:
+def head(batch: Batch, rows: int) -> Batch:
+    """The first ``rows``."""
+    return {key: values[:rows] for key, values in batch.items()}
+
+
+def after(method: Method, tasks: list[Any], rows: int) -> list[Tensor]:
     """Which of the first ``rows`` test rows of each task are classified right now."""
     found = []
     for task in tasks:
         method.activate(task.name)
-        found.append(outcome(method.model, task, {k: v[:rows] for k, v in task.test[0].items()})[1])
+        found.append(outcome(method.model, task, head(task.test[0], rows))[1])
     return found
 
 

@@ -1,6 +1,0 @@
-def show(rows):
-    pass
-
-
-def draw(rows):
-    pass
