@@ -1,54 +1,75 @@
-"""Does EBLoRA forget less than sequential LoRA and O-LoRA at the same rank, and which of its parts is it that helps?
+"""Methods side by side at one rank: does EBLoRA forget less, which of its parts helps, and what does Share lose?
 
-    python -m benchmarks.methods --streams fashion text --seeds 0 1 2
+    python -m benchmarks.methods --streams fashion
+    python -m benchmarks.methods --streams text --cells EBLoRA sequential O-LoRA per-task Share "balance alone"
 
-Every cell trains five tasks from the same pretrained model; its settings were chosen on validation rows of seed 0
-(``--tune`` repeats that). Beside accuracies of the test rows each run records the spectrum of every task's weight
-change dW_j, how much input directions of tasks overlap, and the first-order leakage <G_i, dW_j> of later changes into
-the mean gradient G_i of an earlier task's end. Writes benchmarks/results/methods-STREAM-SEED.json; run again to
-continue.
+Every cell trains the five tasks of a stream from the same pretrained model, under the settings of its authors where
+they give some. Beside accuracies each run records the spectrum of every task's weight change dW_j, how much the input
+directions of tasks overlap, and the first-order leakage <G_i, dW_j> of later changes into the mean gradient G_i of an
+earlier task's end. Writes benchmarks/results/methods-STREAM-SEED.json; run again to continue.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.methods_report import draw, show
 from benchmarks.fisher import machine, versions
+from benchmarks.methods_report import draw, show
 from benchmarks.streams import LORA, STREAMS, Batch, Stream
 from benchmarks.training import fit, outcome, packed, share
-from retain import METHODS, Method, store
+from retain import METHODS, Method, Task, store
 from retain.linalg import effective_rank, energy_concentration
+from retain.methods.eblora import Quirk
 from retain.subspace import statistics
 
 RESULTS = Path(__file__).parent / "results"
 RANK = LORA["r"]
-TEST_ROWS = 1000  # of a task
+TEST_ROWS = 600  # of a task
+GRADIENT_ROWS = 100
 Matrices = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A method with its keywords, LoRA's alpha, and what the stream's learning rate is multiplied by."""
+    """A method with its keywords, and LoRA's alpha."""
 
     method: str
     keywords: dict[str, Any] = field(default_factory=dict)
     alpha: float = RANK
-    rate: float = 1.0
-
-    def but(self, **keywords: Any) -> Cell:
-        return replace(self, keywords=self.keywords | keywords)
 
 
-CELLS: dict[str, Cell] = {}
+def eblora(**keywords: Any) -> Cell:
+    """EBLoRA at the paper's c = alpha/r = 5."""
+    return Cell("eblora", keywords, 5 * RANK)
+
+
+LEVEL = {"s_min": 0.005, "s_max": 0.005}  # the mean of what the depths start at
+QUIRKS = get_args(Quirk)
+CELLS: dict[str, Cell] = {
+    "sequential": Cell("sequential", {"mode": "merge"}),
+    "sequential, one adapter": Cell("sequential"),
+    "per-task": Cell("per-task"),
+    "O-LoRA": Cell("olora"),
+    "O-LoRA, 0.1": Cell("olora", {"orthogonality": 0.1}),
+    "O-LoRA, 2": Cell("olora", {"orthogonality": 2.0}),
+    "EWC-LoRA": Cell("ewc-lora"),
+    "EBLoRA": eblora(),
+    "balance alone": eblora(energy=0.0, **LEVEL),
+    "balance, orthogonal": eblora(**LEVEL),
+    "second moment": eblora(subspace="second moment"),
+    "features": eblora(subspace="features"),
+    **{quirk: eblora(reference=[quirk]) for quirk in QUIRKS},
+    "all quirks": eblora(reference=QUIRKS),
+    "Share": Cell("share"),
+}
 
 
 def main() -> None:
@@ -81,7 +102,7 @@ def study(name: str, seed: int, cells: dict[str, Cell], path: Path) -> None:
             name,
             seed,
             cell,
-            {k: row[k] for k in ("validation", "final", "learned", "forgetting", "seconds")},
+            {k: row[k] for k in ("final", "learned", "forgetting", "seconds")},
             flush=True,
         )
 
@@ -91,30 +112,24 @@ def measure(stream: Stream, cell: Cell, seed: int) -> dict[str, Any]:
     begin = time.perf_counter()
     model = stream.model(seed, lora_alpha=cell.alpha)
     method = METHODS[cell.method](model, **cell.keywords, seed=seed)
-    stream = replace(stream, learning_rate=cell.rate * stream.learning_rate)
-    table, first, validated, gradients, changes, boundaries = [], [], [], [], [], []
+    one_function = type(method).activate is Method.activate  # else a task's change is from the pretrained weights
+    first, gradients, changes, boundaries = [], [], [], []
     for number, task in enumerate(stream.tasks):
         method.activate(None)
-        before = weights(method)
+        before = weights(method) if one_function else {}
         fit(model, stream, number, [method], seed)
         first.append(outcome(model, task, head(task.test[0], TEST_ROWS))[1])
-        validated.append(share(outcome(model, task, stream.validation[number])[1]))
-        changes.append({name: W - before[name] for name, W in weights(method).items()})
-        gradients.append(statistics(model, {n: s.layer for n, s in method.sites.items()}, task, "mean gradient"))
+        changes.append({name: W - before.get(name, 0) for name, W in weights(method).items()})
+        layers = {name: site.layer for name, site in method.sites.items()}
+        gradients.append(statistics(model, layers, task, "mean gradient", samples=GRADIENT_ROWS))
         method.end_task(task)
         boundaries.append(dict(method.boundary))
-        table.append([share(right) for right in after(method, stream.tasks[: number + 1], stream.glance)])
-    last, kept = after(method, stream.tasks, TEST_ROWS), []
-    for task, rows in zip(stream.tasks, stream.validation, strict=True):
-        method.activate(task.name)
-        kept.append(share(outcome(model, task, rows)[1]))
+    last = after(method, stream.tasks)
     lost = [share(one) - share(other) for one, other in zip(first, last, strict=True)]
     return {
         "final": float(np.mean([share(right) for right in last])),
         "learned": float(np.mean([share(right) for right in first])),
         "forgetting": float(np.mean(lost[:-1])),
-        "table": table,
-        "validation": {"final": float(np.mean(kept)), "learned": float(np.mean(validated))},
         "rows": [len(right) for right in last],
         "right": {"learned": [packed(right) for right in first], "final": [packed(right) for right in last]},
         "changes": [shape(change) for change in changes],
@@ -135,12 +150,12 @@ def head(batch: Batch, rows: int) -> Batch:
     return {key: values[:rows] for key, values in batch.items()}
 
 
-def after(method: Method, tasks: list[Any], rows: int) -> list[Tensor]:
-    """Which of the first ``rows`` test rows of each task are classified right now."""
+def after(method: Method, tasks: list[Task]) -> list[Tensor]:
+    """Which test rows of each task are classified right now."""
     found = []
     for task in tasks:
         method.activate(task.name)
-        found.append(outcome(method.model, task, head(task.test[0], rows))[1])
+        found.append(outcome(method.model, task, head(task.test[0], TEST_ROWS))[1])
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from retain.linalg import orthonormalised, project_out, rank_for_energy, signs, thin_svd
+from retain.linalg import orthonormalised, project_out, rank_for_energy, signs, squared_norm, thin_svd
 
 Weights = Literal["relative", "absolute"]
 SWEEPS = 2  # of the alternation between the sides; a third has changed nothing in the fourth digit
@@ -45,8 +45,7 @@ class Core:
     @property
     def kept(self) -> float:
         """||C_t||^2."""
-        left, right = self.left.double(), self.right.double()
-        return float(((left.T @ left) * (right @ right.T)).sum())
+        return float(squared_norm(self.left.double(), self.right.double()))
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,11 @@ def _fresh(directions: Tensor, S: Tensor, F: Tensor, threshold: float) -> Tensor
 
 
 def _cut(core: Core, Q_o: Tensor, Q_i: Tensor) -> Core:
-    shorter = replace(core, left=Q_o.T @ core.left, right=core.right @ Q_i)
+    left, right = Q_o.T @ core.left, core.right @ Q_i
+    if len(right) > min(len(left), right.shape[1]):  # a product of more numbers than it has
+        eye = torch.eye(min(len(left), right.shape[1])).to(left)
+        left, right = (left @ right, eye) if len(left) > len(eye) else (eye, left @ right)
+    shorter = replace(core, left=left, right=right)
     return replace(shorter, cut=core.cut + core.kept**0.5 * lost(shorter.kept, core.kept))
 
 

@@ -77,7 +77,7 @@ def plan(config: ConfigFile, overrides: Overrides = None) -> None:
 def run(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train on the tasks of a YAML file, one after the other; run again after a crash: it continues.
 
-    Example: [cyan]retain run bot.yaml method.strength=300 training.learning_rate=1e-4[/]
+    Example: [cyan]retain run bot.yaml method.strength=30 training.learning_rate=1e-4[/]
     """
     from retain.commands.table import print_scores
     from retain.config import load

@@ -46,6 +46,12 @@ def truncate(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     return U[:, :rank] * root, (V[:, :rank] * root).T.contiguous(), error
 
 
+def squared_norm(B: Tensor, A: Tensor) -> Tensor:
+    """||B A||^2, the squared Frobenius norm of a product of factors (out, R) and (R, in), in O((out + in) R^2)."""
+    B, A = _precise(B, A)
+    return ((B.T @ B) * (A @ A.T)).sum().clamp(min=0)
+
+
 def orthonormal_basis(X: Tensor) -> Tensor:
     """Orthonormal basis (n, p) of the span of the columns of ``X`` (n, m), p their numerical rank (0 for zeros)."""
     (X,) = _precise(X)

@@ -64,9 +64,14 @@ class Method:
         """
 
     @property
-    def grows(self) -> bool:
-        """Whether every task adds to the bytes of ``state_dict``, beyond a number or two."""
-        return False
+    def growth(self) -> int:
+        """Bytes that every task adds to ``state_dict``, at most, beyond a number or two."""
+        return 0
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of the adapter's factors."""
+        return sum(x.nbytes for site in self.sites.values() for x in (site.B, site.A))
 
     def begin_task(self, task: Task) -> None:
         """Choose what trains and where it starts. Call before the optimizer is built."""

@@ -181,7 +181,7 @@ def test_with_shared_heads_a_sketch_has_their_rise_too():
 
 def test_sketches_are_kept_and_said_to_grow():
     method = EWCLoRA(tiny_bert(), fisher={"sketches": 2})
-    assert method.grows and not EWCLoRA(tiny_bert()).grows
+    assert method.growth and not EWCLoRA(tiny_bert()).growth
     for seed, name in enumerate("ab"):
         fit(method, texts(name, seed=seed))
     other = EWCLoRA(tiny_bert(), fisher={"sketches": 2})

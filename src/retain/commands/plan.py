@@ -58,7 +58,7 @@ class Plan:
         configured: which of them the method keeps; None if it keeps none.
         looked: rows that a boundary runs forward, at most, to see how their scores are spread.
         examples: that it then runs forward, and backward for each of so many ``labels``.
-        growth: bytes that every task adds.
+        growth: bytes that every task adds, at most.
     """
 
     config: RunConfig
@@ -71,7 +71,7 @@ class Plan:
     looked: int
     examples: int
     labels: int
-    growth: float
+    growth: int
 
     @property
     def batch(self) -> int:
@@ -125,11 +125,6 @@ def make(config: RunConfig) -> Plan:
     rows = max(n or ROWS for _, n, _ in tasks)
     samples = choice.sweep.get("samples")
     examples = min(rows, samples) if isinstance(samples, int) else rows
-    growth = 0.0
-    if sketch := own and own.own.get("sketches"):
-        growth += cost("kronecker", {"rank": sketch}, found, here.device).kept
-    if method.grows and (not sketch or config.method.get("mode") == "merge" and config.method.get("rank") is None):
-        growth += found.bytes_of("adapter")
     return Plan(
         config,
         method,
@@ -141,7 +136,7 @@ def make(config: RunConfig) -> Plan:
         looked=min(rows, LOOKS * examples) if examples < rows else 0,
         examples=examples,
         labels=outputs if choice.sweep.get("labels") == "exact" else 1,
-        growth=growth,
+        growth=method.growth,
     )
 
 
@@ -218,7 +213,7 @@ def warnings(made: Plan) -> Iterator[str]:
         yield f"{made.configured} keeps a byte a weight of maps that its factors do not fit, {human(most)} at most"
     if made.growth:
         cap = "; method.rank caps the folded past" if config.method.get("mode") == "merge" else ""
-        yield f"{config.method['name']} keeps {human(made.growth)} more with every task{cap}"
+        yield f"{config.method['name']} keeps up to {human(made.growth)} more with every task{cap}"
     widest = max(min(out, in_) for out, in_, *_ in found.shapes)
     if (rank := config.method.get("rank")) is not None and rank >= widest:
         yield f"method.rank {rank} cuts nothing: the adapted maps have ranks of at most {widest}"

@@ -111,8 +111,9 @@ class EBLoRA(Method):
                 raise ValueError(f"{key} must be at least 1, got {value}")
 
     @property
-    def grows(self) -> bool:
-        return True
+    def growth(self) -> int:
+        bases = sum(_limit(site) * (site.A.shape[1] + 1) * max(4, site.A.itemsize) for site in self.sites.values())
+        return bases + (self.adapter_bytes if self.rank is None else 0)
 
     @property
     def bases(self) -> dict[str, dict[str, Tensor]]:

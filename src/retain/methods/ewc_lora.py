@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from retain.fisher import parameter_fisher
 from retain.fisher.choice import Choice, choose
 from retain.fisher.forms import FORMS, Form
+from retain.fisher.forms.kronecker import is_low
 from retain.fisher.penalty import difference
+from retain.linalg import squared_norm
 from retain.method import Method, Mode, check_mode, check_strength, faded
 from retain.mistakes import Within
 from retain.task import Task, precise
@@ -140,10 +142,14 @@ class EWCLoRA(Method):
             self.gauges[task] = Importances(forms, {n: e["fisher"] for n, e in entries.items() if n not in self.sites})
 
     @property
-    def grows(self) -> bool:
-        return bool(self.choice.own["sketches"]) or (
-            self.mode == "merge" and self.rank is None and self.accumulate == "products"
-        )
+    def growth(self) -> int:
+        uncapped = self.mode == "merge" and self.rank is None and self.accumulate == "products"
+        adapters = self.adapter_bytes if uncapped else 0
+        if (k := self.choice.own["sketches"]) is None:
+            return adapters
+        sides = (n for s in self.sites.values() for n in (len(s.B), s.A.shape[1]))
+        sketches = sum(n * (k + 1 if is_low(n, k) else n) for n in sides)
+        return adapters + 4 * (sketches + sum(p.numel() for p in self.linear_beside().values()))
 
     @property
     def remembered(self) -> dict[str, float]:
@@ -176,7 +182,7 @@ class EWCLoRA(Method):
     def end_task(self, task: Task) -> None:
         seed, layers = self.boundary_seed, {n: s.layer for n, s in self.sites.items()}
         changes = {n: (self.sites[n].scale * B, A) for n, (B, A) in self._changes().items()}
-        moved = any(_square(*change) for change in changes.values())
+        moved = any(squared_norm(*change) for change in changes.values())
         measured = self.choice.measure(self.model, layers, task, seed=seed, directions=changes if moved else None)
         beside = self._beside(task, seed)
         if self.choice.own["sketches"]:
@@ -191,7 +197,9 @@ class EWCLoRA(Method):
             self.boundary["error"] = measured.error
         if self._start:
             changes = self._changes(self._start)
-            self.compare_movement({n: s.scale**2 * float(_square(*changes[n])) for n, s in self.sites.items()}, task)
+            self.compare_movement(
+                {n: s.scale**2 * float(squared_norm(*changes[n])) for n, s in self.sites.items()}, task
+            )
         if self.mode == "shared":
             self.anchor = {n: {"B": s.B.detach().clone(), "A": s.A.detach().clone()} for n, s in self.sites.items()}
         elif self.accumulate == "products":
@@ -273,9 +281,9 @@ class EWCLoRA(Method):
 
     @classmethod
     def _choice(cls, fisher: Mapping[str, Any] | None) -> Choice:
-        form = fisher.get("form", cls.FISHER["form"]) if isinstance(fisher, Mapping) else cls.FISHER["form"]
-        temperature = DEFAULTS.get(str(form), (1.0, 0.0))[0]
-        choice = choose(fisher, cls.FISHER | {"temperature": temperature}, {"sketches": int | None})
+        form = fisher.get("form", "kronecker") if isinstance(fisher, Mapping) else "kronecker"
+        defaults = cls.FISHER | {"temperature": DEFAULTS.get(str(form), (1.0,))[0]}
+        choice = choose(fisher, defaults, {"sketches": int | None})
         if (rank := choice.own["sketches"]) is not None and rank < 1:
             raise Within("fisher.sketches", f"{rank} is not allowed; expected at least 1, or null for none")
         return choice
@@ -290,9 +298,3 @@ class EWCLoRA(Method):
             else:
                 site.set_past(site.B, site.A)
             site.reset(generator)
-
-
-def _square(B: Tensor, A: Tensor) -> Tensor:
-    """||B A||^2 for ``B`` (out, r), ``A`` (r, in)."""
-    B, A = precise(B), precise(A)
-    return ((B.T @ B) * (A @ A.T)).sum().clamp(min=0)

@@ -47,8 +47,8 @@ class OLoRA(Method):
             raise ValueError(f"unknown overlap {value!r}; known: {', '.join(known)}{did_you_mean(value, known)}")
 
     @property
-    def grows(self) -> bool:
-        return True
+    def growth(self) -> int:
+        return self.adapter_bytes
 
     def begin_task(self, task: Task) -> None:
         self.warn_unprotected()

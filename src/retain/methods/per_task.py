@@ -26,8 +26,8 @@ class PerTask(Method):
         self.adapters: dict[str, dict[str, dict[str, Tensor]]] = {}
 
     @property
-    def grows(self) -> bool:
-        return True
+    def growth(self) -> int:
+        return self.adapter_bytes
 
     def begin_task(self, task: Task) -> None:
         if self.adapters:

@@ -30,8 +30,8 @@ class Sequential(Method):
         check_mode(keywords["mode"], keywords["rank"])
 
     @property
-    def grows(self) -> bool:
-        return self.mode == "merge" and self.rank is None
+    def growth(self) -> int:
+        return self.adapter_bytes if self.mode == "merge" and self.rank is None else 0
 
     def end_task(self, task: Task) -> None:
         if self.mode == "merge":

@@ -102,8 +102,9 @@ class Share(Method):
             raise ValueError(f"max_residual must lie in (0, 1), got {bound}")
 
     @property
-    def grows(self) -> bool:
-        return True
+    def growth(self) -> int:
+        sides = ((len(s.A), min(self.components, n)) for s in self.sites.values() for n in (len(s.B), s.A.shape[1]))
+        return 4 * sum(min(r, k) * k for r, k in sides) + 24 * len(self.sites)
 
     @property
     def spaces(self) -> dict[str, dict[str, Any]]:
