@@ -235,3 +235,23 @@ def test_importance_of_weights_of_another_shape_is_refused(fisher):
     }
     with pytest.raises(ValueError, match=r"importance of 0 is of a weight \(5, 6\), and here it is \(6, 4\)"):
         other.load_state_dict(swapped)
+
+
+@pytest.mark.parametrize(
+    ("fisher", "strength", "temperature"),
+    [
+        (None, 10, 3),
+        ({"form": "kronecker", "rank": 4}, 10, 3),
+        ({"form": "diagonal"}, 1e4, 1),
+        ({"form": "factored"}, 1e4, 1),
+    ],
+)
+def test_a_form_comes_with_the_temperature_and_the_strength_that_it_was_measured_with(fisher, strength, temperature):
+    method = EWCLoRA(tiny_bert(), fisher=fisher)
+    assert (method.strength, method.choice.sweep["temperature"]) == (strength, temperature)
+
+
+def test_another_temperature_needs_a_strength():
+    with pytest.raises(ValueError, match=r"strength must be given with fisher.temperature=1.0: .* measured at 3.0"):
+        EWCLoRA(tiny_bert(), fisher={"temperature": 1.0})
+    assert EWCLoRA(tiny_bert(), fisher={"temperature": 1.0}, strength=100).strength == 100
