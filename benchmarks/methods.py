@@ -56,8 +56,10 @@ QUIRKS = get_args(Quirk)
 CELLS: dict[str, Cell] = {
     "sequential": Cell("sequential", {"mode": "merge"}),
     "sequential, one adapter": Cell("sequential"),
+    "sequential, c = 5": Cell("sequential", {"mode": "merge"}, 5 * RANK),
     "per-task": Cell("per-task"),
     "O-LoRA": Cell("olora"),
+    "O-LoRA, c = 5": Cell("olora", {}, 5 * RANK),
     "O-LoRA, 0.1": Cell("olora", {"orthogonality": 0.1}),
     "O-LoRA, 2": Cell("olora", {"orthogonality": 2.0}),
     "EWC-LoRA": Cell("ewc-lora"),

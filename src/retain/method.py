@@ -190,12 +190,14 @@ class Method:
         """
         kept: dict[str, Any] = {attribute: {} for attribute in ("learned", *self.STATE)}
         past: dict[str, dict[str, Tensor]] = {}
-        here, device = {*self.sites, *dict(self.model.named_parameters())}, next(self.model.parameters()).device
+        device = next(self.model.parameters()).device
+        tasks = {key.removeprefix("learned/") for key in state if key.startswith("learned/")}
+        here = {*self.sites, *dict(self.model.named_parameters()), *tasks}
         for key, tensor in state.items():
             root, *path = key.split("/")
             if root == "past" and len(path) == 2 and path[0] in self.sites:
                 past.setdefault(path[0], {})[path[1]] = tensor
-            elif root in kept and path and (root == "learned" or here.intersection(path)):
+            elif root in kept and here.intersection(path):
                 _nest(kept[root], path, tensor.to(device, copy=True))
             else:
                 raise ValueError(f"state entry {key!r} does not belong to {type(self).__name__} on this model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Self
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import pad
 from retain.bases import Bases
 from retain.lora import Site
 from retain.nearest import did_you_mean
+from retain.routing import pretrained
 
 
 class Serving:
@@ -37,9 +39,8 @@ class Serving:
             if site.layer.lora_A[site.adapter].weight.dim() != 2:
                 raise ValueError(f"{name}: rows of different tasks are not supported for a convolution")
         self.sites, self.bases = sites, bases
-        self.kept: dict[str, tuple[Tensor, ...]] = {}
+        self.stack = ExitStack()
         self.rows = torch.zeros(0, dtype=torch.long)
-        self.handles: list[Any] = []
         self.refresh()
 
     def refresh(self) -> None:
@@ -70,22 +71,15 @@ class Serving:
         device = next(iter(self.cores.values()))[0].device
         self.rows = torch.tensor([self.numbers[name] for name in names], device=device)
 
-    @torch.no_grad()
     def __enter__(self) -> Self:
+        self.stack.enter_context(pretrained(self.sites))
         for name, site in self.sites.items():
-            self.kept[name] = (site.B.clone(), site.A.clone(), *site.past)
-            site.set_factors(torch.zeros_like(site.B), site.A)
-            site.set_past(site.B[:, :0], site.A[:0])
-            self.handles.append(site.layer.register_forward_hook(self._changed(name, site)))
+            hook = site.layer.register_forward_hook(self._changed(name, site))
+            self.stack.callback(hook.remove)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
-        for name, (B, A, *past) in self.kept.items():
-            self.sites[name].set_factors(B, A)
-            self.sites[name].set_past(*past)
+        self.stack.close()
 
     def _changed(self, name: str, site: Site) -> Any:
         def hook(layer: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -150,3 +151,11 @@ def test_a_bad_option_is_one_clear_line(options: dict[str, Any], message: str) -
 def test_factors_of_half_precision_are_refused() -> None:
     with pytest.raises(ValueError, match=r"factors in torch.bfloat16 are orthonormal to three digits only"):
         EBLoRA(tiny_bert().bfloat16())
+
+
+def test_a_scale_at_which_little_is_learned_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="lora_alpha/r is 1: .* set lora_alpha to 5 r"):
+        EBLoRA(tiny_bert(r=4, lora_alpha=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        EBLoRA(tiny_bert(r=4, lora_alpha=20))

@@ -156,7 +156,7 @@ def test_bytes_grow_by_the_cores_alone():
     before = sum(t.nbytes for t in method.state_dict().values())
     fit(method, D)
     rank = 3
-    cores = sum(4 * 2 * rank * min(rank, len(site.A)) + 16 for site in method.sites.values())
+    cores = sum(4 * 2 * rank * min(rank, len(site.A)) + 24 for site in method.sites.values())
     assert sum(t.nbytes for t in method.state_dict().values()) - before == cores + 8
 
 
@@ -176,3 +176,25 @@ def test_bytes_grow_by_the_cores_alone():
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         Share(tiny_mlp(), **options)
+
+
+def test_the_task_of_a_row_is_guessed_by_what_the_pretrained_model_sees_in_it():
+    method = Share(tiny_bert(), route=True)
+    tasks = {}
+    for number, name in enumerate("ab"):
+        task = texts(name, seed=number)
+        for batch in task.train:  # every task has words of its own
+            batch["input_ids"] = batch["input_ids"] % 12 + 12 * number
+        fit(method, task)
+        tasks[name] = task
+    other = Share(tiny_bert(), route=True)
+    other.load_state_dict(method.state_dict())
+    for name, task in tasks.items():
+        inputs = {key: x for key, x in task.train[0].items() if key != "labels"}
+        assert method.guess(inputs) == other.guess(inputs) == [name] * len(inputs["input_ids"])
+
+
+def test_without_class_means_no_task_is_guessed():
+    method = learned(texts("a"), model=tiny_bert)
+    with pytest.raises(ValueError, match="no task has class means"):
+        method.guess({"input_ids": torch.ones(1, 3, dtype=torch.long)})

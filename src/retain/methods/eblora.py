@@ -25,6 +25,9 @@ from retain.task import Task
 Quirk = Literal["pretrained gradients", "rank scaling", "non-projector", "half bases"]
 ALLOWED = {"subspace": get_args(Source), "exhausted": get_args(Exhausted)}
 
+# The least alpha/r of the paper's settings.
+SCALE = 2.0
+
 # Of the norm of the gradient: singular values below are rounding, and their vectors could be any.
 NOISE = 1e-5
 
@@ -88,6 +91,12 @@ class EBLoRA(Method):
         self.s_min, self.s_max, self.width, self.rank, self.samples = s_min, s_max, width, rank, samples
         if not energy:
             warnings.warn("energy is 0: updates are balanced, but kept clear of nothing that was learned", stacklevel=2)
+        if (c := max(site.scale for site in self.sites.values())) < SCALE:
+            warnings.warn(
+                f"lora_alpha/r is {c:g}: the singular values of an update are that times s, which an AdamW step moves "
+                "by about the learning rate, so that little is learned. The paper has 2 and 5: set lora_alpha to 5 r",
+                stacklevel=2,
+            )
         for site in self.sites.values():
             balance(site)
         self._bases = {name: Basis.empty(site.A, site.A.shape[1]) for name, site in self.sites.items()}

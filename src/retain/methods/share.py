@@ -14,6 +14,7 @@ from retain.linalg import orthonormalised, project_out
 from retain.lora import Site
 from retain.method import Method
 from retain.nearest import did_you_mean
+from retain.routing import class_means, features, nearest
 from retain.spanned import coefficients, confinable, release, span
 from retain.task import Task
 
@@ -48,10 +49,11 @@ class Share(Method):
             and needs components + temporary <= r.
         weights: of tasks as bases are cut: "relative", so that the relative errors of large and small changes count
             alike, or "absolute".
+        route: keep the mean pretrained features of every class, by which ``guess`` finds the task of a row.
         seed: of fresh coefficients and columns.
     """
 
-    STATE = ("spaces",)
+    STATE = ("spaces", "means")
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class Share(Method):
         threshold: float = 0.0,
         core: CoreKind = "factored",
         weights: Weights = "relative",
+        route: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(model, seed=seed)
@@ -75,9 +78,11 @@ class Share(Method):
             threshold=threshold,
             core=core,
             weights=weights,
+            route=route,
         )
         self.components, self.energy, self.max_residual = components, energy, max_residual
         self.temporary, self.threshold, self.core, self.weights = temporary, threshold, core, weights
+        self.route, self.means = route, dict[str, Tensor]()
         for site in self.sites.values():
             confinable(site)
         self.bases = {name: Bases.empty(*site.factors()) for name, site in self.sites.items()}
@@ -141,6 +146,8 @@ class Share(Method):
 
     def end_task(self, task: Task) -> None:
         self.absorb({task.name: {name: site.factors() for name, site in self.sites.items()}})
+        if self.route:
+            self.means[task.name] = class_means(self.model, self.sites, task)
         super().end_task(task)
         self.activate(task.name)
 
@@ -182,6 +189,14 @@ class Share(Method):
             site.set_factors(
                 nn.functional.pad(B[:, :r], (0, max(0, r - m))), nn.functional.pad(A[:r], (0, 0, 0, max(0, r - m)))
             )
+
+    def guess(self, inputs: Mapping[str, Tensor]) -> list[str]:
+        """The task of each row of ``inputs`` (of the model, without labels): that of the nearest class mean.
+
+        Raises:
+            ValueError: no class means: ``route`` is off, or all tasks came as adapters.
+        """
+        return nearest(features(self.model, self.sites, inputs), self.means)
 
     @torch.no_grad()
     def _confine(self, site: Site, bases: Bases, generator: torch.Generator) -> None:
