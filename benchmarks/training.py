@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,18 @@ from retain import Method, Task, attach
 from retain.heads import heads_of
 
 
-def fit(model: Any, stream: Stream, number: int, methods: Sequence[Method], seed: int) -> float:
-    """One task in an own loop, AdamW with a linearly falling rate; every method hooks the same optimizer."""
+def fit(
+    model: Any,
+    stream: Stream,
+    number: int,
+    methods: Sequence[Method],
+    seed: int,
+    watch: Callable[[int], None] = lambda _: None,
+) -> float:
+    """One task in an own loop, AdamW with a linearly falling rate; every method hooks the same optimizer.
+
+    ``watch`` is called with the number of steps made, after each. Returns seconds.
+    """
     begin, task = time.perf_counter(), stream.tasks[number]
     heads = heads_of(model)
     heads.train_only([number])
@@ -31,12 +41,13 @@ def fit(model: Any, stream: Stream, number: int, methods: Sequence[Method], seed
     chunks = [c for _ in range(stream.epochs) for c in torch.randperm(n, generator=generator).split(stream.batch_size)]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(chunks))
     model.train()
-    for chunk in chunks:
+    for step, chunk in enumerate(chunks, 1):
         loss = task.loss.nll(logits(model, {k: v[chunk] for k, v in rows.items()}), rows["labels"][chunk]).mean()
         (loss + sum(method.extra_loss() for method in methods)).backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+        watch(step)
     for handle in handles:
         handle.remove()
     model.eval()

@@ -41,6 +41,13 @@ def test_functions(example, tmp_path):
     assert errors["EWC"] != errors["Online EWC"]
 
 
+def test_regimes(example, tmp_path):
+    figure = tmp_path / "regimes.png"
+    nobody, sequential, share = example("regimes").main(steps=150, output=figure).values()
+    assert figure.stat().st_size > 10_000
+    assert share < 0.9 * sequential and share < 0.9 * nobody
+
+
 def test_mnist_says_what_is_missing(example, monkeypatch, capsys, tmp_path):
     mnist = example("mnist")
     monkeypatch.setattr(mnist, "CACHE", str(tmp_path))
