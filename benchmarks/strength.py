@@ -1,7 +1,7 @@
 """Which strength, for which form, and which mode at equal bytes? EWC-LoRA on streams that nothing else is measured on.
 
     python benchmarks/strength.py --seeds 0 1 2
-    python benchmarks/strength.py --streams wide --modes kronecker --strengths 30      # one cell more
+    python benchmarks/strength.py --streams wide --modes kronecker --strengths 30      # a cell more
 
 Three validation streams made of training rows only, of Reuters R52 and 20 Newsgroups classes that the demo does not
 use: "wide" has three hard tasks (4, 13 and 4 classes), the others have four easy ones (2 to 4 classes) each. Writes
@@ -35,6 +35,7 @@ DIAGONAL = {"name": "ewc-lora", "fisher": {"form": "diagonal"}}
 MODES: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
     "kronecker": {"name": "ewc-lora"},
+    "kronecker, temperature 1": {"name": "ewc-lora", "fisher": {"temperature": 1.0}},
     "diagonal": DIAGONAL,
     "diagonal, merge": DIAGONAL | {"mode": "merge", "rank": 8},  # a past of rank 8 instead of an anchor: the same bytes
 }
