@@ -22,17 +22,17 @@ SMALL = 8  # so many gradients in one tile: one batched product costs less than 
 HALF = 64  # from so many places on, products of bfloat16 inputs gain more than rounding and widening them costs
 
 
-def add_squares(total: Tensor, x: Tensor, d: Tensor) -> None:
-    """``total`` (out, in) += sum_n G_n o G_n, element by element."""
+def add_squares(total: Tensor, x: Tensor, d: Tensor, unit: float = 1.0) -> None:
+    """``total`` (out, in) += ``unit`` sum_n G_n o G_n, element by element."""
     if x.shape[1] <= PAIRS:
-        _add_squares_of_few(total, precise(x), precise(d))
+        _add_squares_of_few(total, precise(x), precise(d), unit)
         return
     if (group := _tile(x) // total.numel()) >= SMALL:
         for x_n, d_n in zip(x.split(group), d.split(group), strict=True):
-            total += (precise(d_n).mT @ precise(x_n)).square_().sum(0)
+            total.add_((precise(d_n).mT @ precise(x_n)).square_().sum(0), alpha=unit)
         return
     for rows, G in _blocks(x, d):
-        total[rows].addcmul_(G, G)
+        total[rows].addcmul_(G, G, value=unit)
 
 
 def add_left(total: Tensor, x: Tensor, d: Tensor) -> None:
@@ -102,15 +102,15 @@ def energies(x: Tensor, d: Tensor) -> Tensor:
     return total
 
 
-def _add_squares_of_few(total: Tensor, x: Tensor, d: Tensor) -> None:
+def _add_squares_of_few(total: Tensor, x: Tensor, d: Tensor, unit: float) -> None:
     """One matrix product for all examples: (sum_t a_t)^2 = sum_st a_s a_t, a_t being the gradient from place t."""
     T = x.shape[1]
     if T == 1:
-        total.addmm_(d[:, 0].square().T, x[:, 0].square())
+        total.addmm_(d[:, 0].square().T, x[:, 0].square(), alpha=unit)
         return
     s, t = torch.triu_indices(T, T, device=x.device)
     d_pairs = d[:, s] * d[:, t] * torch.where(s == t, 1, 2)[:, None]
-    total.addmm_(d_pairs.flatten(0, 1).T, (x[:, s] * x[:, t]).flatten(0, 1))
+    total.addmm_(d_pairs.flatten(0, 1).T, (x[:, s] * x[:, t]).flatten(0, 1), alpha=unit)
     total.clamp_(min=0)  # where places cancel, rounding may leave less than nothing
 
 

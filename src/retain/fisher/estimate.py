@@ -171,8 +171,13 @@ def _forms(
     of_form = {name: value for name, value in options.items() if name in own}
     of_pass = {name: value for name, value in options.items() if name not in own}
 
+    samples, rows = of_pass.get("samples"), len(task.order())
+
     def new(name: str, *shape: Any) -> Collector:
-        return kind.collector(*shape, **of_form)
+        collector = kind.collector(*shape, **of_form)
+        if samples != "auto":
+            collector.expected = min(samples or rows, rows)
+        return collector
 
     sites = Sites(modules, new, worth)
     again = None if worth is unmeasured else Sites(modules, Unkept, worth)

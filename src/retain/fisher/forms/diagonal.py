@@ -129,13 +129,14 @@ class Squares(Collector):
         self.total, self.form = total, form
 
     def add(self, x: Tensor, d: Tensor) -> None:
-        add_squares(self.total, x, d)
+        add_squares(self.total, x, d, 1 / self.expected)
 
     def sums(self) -> list[Tensor]:
         return [self.total]
 
     def done(self, count: float) -> Form:
-        return self.form(self.total.div_(count))
+        left = count / self.expected
+        return self.form(self.total if left == 1 else self.total.div_(left))
 
 
 def check_storage(storage: str) -> None:

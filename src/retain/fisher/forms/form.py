@@ -17,7 +17,14 @@ Same = TypeVar("Same", bound="Form")
 
 
 class Collector(ABC):
-    """Sums over the examples of one site, from which a form is made. Plain sums: those of several ranks add up."""
+    """Sums over the examples of one site, from which a form is made. Plain sums: those of several ranks add up.
+
+    Attributes:
+        expected: how many examples there will be. A collector whose sums are large may divide them as they grow, which
+            is free there, and a pass over all of them at the end.
+    """
+
+    expected: float = 1.0
 
     @abstractmethod
     def add(self, x: Tensor, d: Tensor) -> None:
