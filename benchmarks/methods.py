@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -64,6 +64,7 @@ CELLS: dict[str, Cell] = {
     "O-LoRA, 2": Cell("olora", {"orthogonality": 2.0}),
     "EWC-LoRA": Cell("ewc-lora"),
     "EBLoRA": eblora(),
+    "EBLoRA, c = 2": replace(eblora(), alpha=2 * RANK),
     "balance alone": eblora(energy=0.0, **LEVEL),
     "balance, orthogonal": eblora(**LEVEL),
     "second moment": eblora(subspace="second moment"),

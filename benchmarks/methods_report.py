@@ -14,6 +14,7 @@ from benchmarks.training import interval, unpacked
 
 Row = dict[str, Any]
 DOCS = Path(__file__).parents[1] / "docs"
+RANK = 8
 RIVALS = ("sequential", "sequential, c = 5", "O-LoRA", "O-LoRA, c = 5")
 DRAWN = {"sequential": "#c44e52", "O-LoRA": "#8172b3", "balance alone": "#dd8452", "EBLoRA": "#2a6f97"}
 
@@ -39,7 +40,9 @@ def accuracies(name: str, cells: dict[str, list[Row]]) -> Table:
         numbers = [[row[key] for row in found] for key in ("final", "learned", "forgetting")]
         gains = [accuracy(r, "learned")[1:] - fresh[r["seed"]][1:] for r in found if r["seed"] in fresh]
         numbers.append([float(gain.mean()) for gain in gains])
-        texts = [f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" if len(v) > 1 else f"{v[0]:.3f}" for v in numbers if v]
+        texts = [f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" if len(v) > 1 else f"{sum(v):.3f}" for v in numbers]
+        if not gains:
+            texts[-1] = ""
         last = (np.mean([interference(row)[i] for row in found]) for i in range(2))
         rank = np.mean([change["effective_rank"] for row in found for change in row["changes"]])
         size = f"{np.mean([row['bytes'] for row in found]):,.0f}"
@@ -102,7 +105,7 @@ def _spectra(ax: Any, cells: dict[str, list[Row]]) -> None:
     for cell, found in cells.items():
         spectra = [change["spectrum"] for row in found for change in row["changes"]]
         if spectra:
-            values = np.array(spectra)
+            values = np.array(spectra)[:, :RANK]
             ax.plot(range(1, values.shape[1] + 1), values.mean(0), "o-", color=DRAWN[cell], label=cell, markersize=4)
     ax.set(xlabel="singular value of a task's weight change", ylabel="of the largest", ylim=(0, 1.05))
 
@@ -113,4 +116,7 @@ def _interference(ax: Any, cells: dict[str, list[Row]]) -> None:
         where = [(interference(row)[0], 100 * row["forgetting"]) for row in found]
         if where:
             ax.plot(*zip(*where, strict=True), "o", color=DRAWN[cell], label=cell)
-    ax.set(xscale="log", xlabel="first-order leakage, 1000 |cos(G_i, dW_j)|", ylabel="forgetting, points")
+    ax.set(
+        xscale="log", xlim=(0.3, 60), xlabel="first-order leakage, 1000 |cos(G_i, dW_j)|", ylabel="forgetting, points"
+    )
+    ax.xaxis.set_major_formatter("{x:g}")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models import fit, texts, tiny_bert, tiny_mlp, train, vectors
-from retain import Share
+from models import filled, fit, texts, tiny_bert, tiny_mlp, train, vectors
+from retain import Share, sites
 
 A, B, C, D = (vectors(name, seed=seed) for seed, name in enumerate("abcd"))
 
@@ -198,3 +198,15 @@ def test_without_class_means_no_task_is_guessed():
     method = learned(texts("a"), model=tiny_bert)
     with pytest.raises(ValueError, match="no task has class means"):
         method.guess({"input_ids": torch.ones(1, 3, dtype=torch.long)})
+
+
+def test_stock_adapters_are_tasks_from_the_start(tmp_path):
+    stock = filled(tiny_bert(r=3, lora_alpha=9))
+    stock.save_pretrained(str(tmp_path / "given"))
+    method = Share(tiny_bert(r=4, lora_alpha=2), adapters=[str(tmp_path / "given")])
+    assert method.tasks == ["given"] and not method.learned
+    method.activate("given")
+    for name, site in sites(stock).items():
+        torch.testing.assert_close(method.sites[name].delta(), site.delta(), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="given adapts other layers than this model"):
+        Share(tiny_bert(target_modules=["query"]), adapters=[str(tmp_path / "given")])

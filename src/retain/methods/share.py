@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from retain.bases import Bases, Change, Weights, add, residuals, within
+from retain.collection import read_adapter
 from retain.linalg import orthonormalised, project_out
 from retain.lora import Site
 from retain.method import Method
@@ -49,6 +51,8 @@ class Share(Method):
             and needs components + temporary <= r.
         weights: of tasks as bases are cut: "relative", so that the relative errors of large and small changes count
             alike, or "absolute".
+        adapters: folders of stock LoRAs of the same base and layers, of any rank, whose tasks are there from the start,
+            under the names of their folders.
         route: keep the mean pretrained features of every class, by which ``guess`` finds the task of a row.
         seed: of fresh coefficients and columns.
     """
@@ -66,6 +70,7 @@ class Share(Method):
         threshold: float = 0.0,
         core: CoreKind = "factored",
         weights: Weights = "relative",
+        adapters: Sequence[str] = (),
         route: bool = False,
         seed: int = 0,
     ) -> None:
@@ -78,7 +83,6 @@ class Share(Method):
             threshold=threshold,
             core=core,
             weights=weights,
-            route=route,
         )
         self.components, self.energy, self.max_residual = components, energy, max_residual
         self.temporary, self.threshold, self.core, self.weights = temporary, threshold, core, weights
@@ -90,6 +94,9 @@ class Share(Method):
             raise ValueError(
                 f"a dense core needs lora.r of at least components + temporary = {components + temporary}, got {least}"
             )
+
+        if adapters:
+            self.absorb({Path(folder).name: self._read(Path(folder)) for folder in adapters})
 
     @classmethod
     def check(cls, **keywords: Any) -> None:
@@ -189,6 +196,13 @@ class Share(Method):
             site.set_factors(
                 nn.functional.pad(B[:, :r], (0, max(0, r - m))), nn.functional.pad(A[:r], (0, 0, 0, max(0, r - m)))
             )
+
+    def _read(self, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+        """The factors of a stock LoRA, in units of dW/c."""
+        changes = read_adapter(folder).changes
+        if differing := sorted(changes.keys() ^ self.sites.keys()):
+            raise ValueError(f"{folder} adapts other layers than this model: {', '.join(differing[:3])} in one only")
+        return {name: (B.to(s.B) / s.scale, A.to(s.A)) for name, s in self.sites.items() for B, A in [changes[name]]}
 
     def guess(self, inputs: Mapping[str, Tensor]) -> list[str]:
         """The task of each row of ``inputs`` (of the model, without labels): that of the nearest class mean.
