@@ -197,6 +197,7 @@ MIDTASK = {
     "ewc-lora": {"strength": 30.0, "fisher": {"samples": 8}},
     "merge": {"strength": 30.0, "fisher": {"samples": 8}, "mode": "merge"},
     "eblora": {},
+    "share": {"components": 3},
 }
 
 

@@ -29,6 +29,7 @@ METHODS = {
     "kronecker": {"name": "ewc-lora", "strength": 3.0, "fisher": {"form": "kronecker", "rank": 2, "sketches": 2}},
     "per-task": {"name": "per-task"},
     "eblora": {"name": "eblora", "subspace": "second moment", "rank": 3, "samples": 8},
+    "share": {"name": "share", "components": 3, "route": True},
 }
 
 

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
+from retain.linalg import project_out
 from retain.lora import Site
+
+ROUNDING = 1e-6  # of the norm of a factor
 
 
 class Spanned(nn.Module):
@@ -42,12 +45,18 @@ class Spanned(nn.Module):
         return (factor.T if self.turned else factor).reshape(self.shape)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The coefficients nearest to ``weight`` with the free columns of the start, and these."""
+        """Coefficients and free columns that give ``weight``, or what is nearest to it.
+
+        What the basis lacks of it says where the free columns are; those that it does not need stay at their start.
+        """
         if self.basis is None:
             return weight, weight.new_zeros(0)
-        columns, factor = self.gain * torch.cat([self.basis, self.start], 1), weight.flatten(1)
-        found = torch.linalg.lstsq(columns, factor.T if self.turned else factor).solution
-        return found.contiguous(), self.start.clone()
+        factor = weight.flatten(1).T if self.turned else weight.flatten(1)
+        U, S, _ = torch.linalg.svd(project_out(factor, self.basis), full_matrices=False)
+        needed = int((ROUNDING * factor.norm() < S[: self.start.shape[1]]).sum())
+        free = torch.cat([U[:, :needed], self.start[:, needed:]], 1)
+        columns = self.gain * torch.cat([self.basis, free], 1)
+        return torch.linalg.lstsq(columns, factor).solution.contiguous(), free.contiguous()
 
 
 def confinable(site: Site) -> None:
@@ -64,11 +73,11 @@ def confinable(site: Site) -> None:
 
 
 def span(site: Site, U: Tensor, V: Tensor, free_U: Tensor, free_V: Tensor) -> tuple[Spanned, Spanned]:
-    """Confine B (out, r) of ``site`` to [U, free_U] and A (r, in) to [V, free_V]; what says so of each."""
+    """Confine B (out, r) of ``site`` to [U, free_U] and A (r, in) to [V, free_V], all coefficients zero."""
     for (module, _), basis, free in zip(_modules(site), (U, V), (free_U, free_V), strict=True):
-        weight = module.weight.detach().clone()
         module.parametrizations.weight[0].confine(basis, free)
-        _replace(module, weight)
+        rank = site.layer.r[site.adapter]
+        _replace(module, basis.new_zeros(basis.shape[1] + free.shape[1], rank), free)
     of_B, of_A = (module.parametrizations.weight[0] for module, _ in _modules(site))
     return of_B, of_A
 
@@ -85,7 +94,7 @@ def release(site: Site) -> None:
         weight, step = module.weight.detach().clone(), module.parametrizations.weight[0]
         if step.basis is not None:
             step.basis = step.start = None
-            _replace(module, weight)
+            _replace(module, weight, weight.new_zeros(0))
 
 
 def _modules(site: Site) -> Iterator[tuple[Any, bool]]:
@@ -93,9 +102,9 @@ def _modules(site: Site) -> Iterator[tuple[Any, bool]]:
     yield site.layer.lora_A[site.adapter], True
 
 
-def _replace(module: Any, weight: Tensor) -> None:
-    """New parameters, of new shapes, behind a parametrised ``weight``."""
+def _replace(module: Any, *values: Tensor) -> None:
+    """New parameters, of new shapes, behind a parametrised weight."""
     behind = module.parametrizations.weight
-    for i, value in enumerate(behind[0].right_inverse(weight)):
+    for i, value in enumerate(values):
         trains = getattr(behind, f"original{i}").requires_grad
         setattr(behind, f"original{i}", nn.Parameter(value.detach().clone(), requires_grad=trains))

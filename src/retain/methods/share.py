@@ -217,8 +217,7 @@ class Share(Method):
         """Let ``site`` train coefficients and temporary columns, from dW = 0."""
         free = [_columns(F, self.temporary or not F.shape[1], generator) for F in (bases.U, bases.V)]
         of_B, of_A = span(site, bases.U, bases.V, *free)
-        outer, inner = coefficients(site)
-        outer.zero_()
+        _, inner = coefficients(site)
         inner.requires_grad_(self.core != "dense")
         if self.core == "dense":
             inner.copy_(torch.eye(*inner.shape) / of_A.gain)
