@@ -120,19 +120,21 @@ def add(bases: Bases, changes: Mapping[str, Change], threshold: float = 0.0) -> 
     their singular values and orthonormalised. What is below is cut off the change, and is part of its residual.
     Earlier cores are exact: new columns of U meet rows of zeros.
     """
+    U, V, split = bases.U, bases.V, {}
     for name, change in changes.items():
         left, S, right = thin_svd(change.B, change.A)
         sure = ROUNDING * S[:1] < S
         left, S, right = left[:, sure], S[sure], right[:, sure]
-        U = torch.cat([bases.U, _fresh(left, S, bases.U, threshold)], 1)
-        V = torch.cat([bases.V, _fresh(right, S, bases.V, threshold)], 1)
-        cores = {n: _padded(core, U.shape[1], V.shape[1]) for n, core in bases.cores.items()}
-        size = float(S.double().norm())
+        U = torch.cat([U, _fresh(left, S, U, threshold)], 1)
+        V = torch.cat([V, _fresh(right, S, V, threshold)], 1)
+        split[name] = left, S, right
+    cores = {name: _padded(core, U.shape[1], V.shape[1]) for name, core in bases.cores.items()}
+    for name, (left, S, right) in split.items():
+        size, change = float(S.double().norm()), changes[name]
         whole = Core(U.T @ left * S.sqrt(), S.sqrt()[:, None] * (right.T @ V), size)
         norm = size if change.norm is None else change.norm
         cores[name] = replace(whole, norm=norm, cut=change.cut + size * whole.residual)
-        bases = Bases(U, V, cores)
-    return bases
+    return Bases(U, V, cores)
 
 
 def compressed(bases: Bases, components: int, energy: float = 1.0, weights: Weights = "relative") -> Bases:

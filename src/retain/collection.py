@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from retain.stock import PREFIX
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MANIFEST, BASES, REST = "share.json", "bases.safetensors", "rest"
+HELD = 8  # adapters in memory at a time
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight")
 
 
@@ -109,26 +111,29 @@ def extended(
     components: int,
     max_residual: float | None = None,
 ) -> Collection:
-    """``collection`` (None: a new one) with ``adapters``, by name, one at a time; cut to ``components`` columns.
+    """``collection`` (None: a new one) with ``adapters``, by name, a few at a time; cut to ``components`` columns.
 
     Raises:
         ValueError: a name that is taken, another base model, or other layers.
     """
-    for name, adapter in adapters:
+    coming = iter(adapters)
+    while group := list(islice(coming, HELD)):
         if collection is None:
-            empty = {site: Bases.empty(*factors) for site, factors in adapter.changes.items()}
-            collection = Collection(adapter.config, empty)
-        _check(collection, name, adapter)
+            first = group[0][1]
+            empty = {site: Bases.empty(*factors) for site, factors in first.changes.items()}
+            collection = Collection(first.config, empty)
+        rest = dict(collection.rest)
+        for name, adapter in group:
+            _check(replace(collection, rest=rest), name, adapter)
+            rest[name] = adapter.rest
         bases = {}
         for site, old in collection.bases.items():
-            bases[site] = add(old, {name: Change(*adapter.changes[site])})
-            if max(bases[site].U.shape[1], bases[site].V.shape[1]) > 2 * components:
-                bases[site] = within(bases[site], components, 1.0, "relative", max_residual)
-        collection = replace(collection, bases=bases, rest={**collection.rest, name: adapter.rest})
+            wider = add(old, {name: Change(*adapter.changes[site]) for name, adapter in group})
+            bases[site] = within(wider, components, 1.0, "relative", max_residual)
+        collection = replace(collection, bases=bases, rest=rest)
     if collection is None:
         raise ValueError("no adapters were given")
-    final = {s: within(b, components, 1.0, "relative", max_residual) for s, b in collection.bases.items()}
-    return replace(collection, bases=final)
+    return collection
 
 
 def merged(one: Collection, other: Collection, components: int) -> Collection:
@@ -207,7 +212,7 @@ def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
 
 
 def _check(collection: Collection, name: str, adapter: Adapter) -> None:
-    if name in collection.tasks:
+    if name in collection.rest:
         raise ValueError(f"there is a task {name!r} already; choose another name")
     if not name or "/" in name:
         raise ValueError(f"{name!r} cannot be the name of a task: it is empty or has a slash")
