@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -42,7 +43,7 @@ class Core:
         """What ||dW_t - U C_t V'|| / ||dW_t|| cannot exceed, by the triangle inequality."""
         return self.cut / self.norm if self.norm else 0.0
 
-    @property
+    @cached_property
     def kept(self) -> float:
         """||C_t||^2."""
         return float(squared_norm(self.left.double(), self.right.double()))
@@ -146,9 +147,9 @@ def compressed(bases: Bases, components: int, energy: float = 1.0, weights: Weig
     side has the fewest columns that keep that share, at most ``components``. Cores become Q_o' C_t Q_i, the least
     squares solution (see ``reprojected``).
     """
-    if energy == 1 and max(bases.U.shape[1], bases.V.shape[1]) <= components:
-        return bases
     cores = [core for core in bases.cores.values() if core.kept]
+    if not cores or (energy == 1 and max(bases.U.shape[1], bases.V.shape[1]) <= components):
+        return bases
     scales = [core.kept**-0.5 if weights == "relative" else 1.0 for core in cores]
     lefts, rights = [core.left * w for core, w in zip(cores, scales, strict=True)], [core.right for core in cores]
     Q_i = torch.eye(bases.V.shape[1]).to(bases.V)
@@ -225,10 +226,8 @@ def _padded(core: Core, k_o: int, k_i: int) -> Core:
 
 def _leading(parts: Iterable[Tensor], basis: Tensor, components: int, energy: float) -> Tensor:
     """The leading left singular directions (k, q) of all ``parts`` (k, m) side by side."""
-    gram = basis.new_zeros(basis.shape[1], basis.shape[1], dtype=torch.float64)
-    for part in parts:
-        gram += part.double() @ part.double().T
-    values, vectors = torch.linalg.eigh(gram)
+    beside = torch.cat([*parts], 1).double()
+    values, vectors = torch.linalg.eigh(beside @ beside.T)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1) * signs(vectors.flip(1))
     return vectors[:, : min(components, rank_for_energy(values.sqrt(), energy))].to(basis)
 
