@@ -271,3 +271,14 @@ def test_hyper_parameters_are_keywords_with_defaults_that_the_docstring_explains
     for keyword in keywords:
         assert keyword.kind is keyword.KEYWORD_ONLY and keyword.default is not keyword.empty, keyword
         assert keyword.name in documented, keyword
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_knob_has_values_that_the_method_takes_its_own_among_them(method: type[Method]) -> None:
+    if method.knob is None:
+        return
+    keyword, values = method.knob
+    assert list(values) == sorted(set(values)) and len(values) > 1
+    for value in values:
+        assert getattr(method(tiny_bert(), **{keyword: value}), keyword) == value
+    assert getattr(method(tiny_bert()), keyword) in values

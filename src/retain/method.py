@@ -34,6 +34,8 @@ class Method:
         STATE: names of the attributes kept from task to task: (nested) dicts of tensors.
         needs_adapter: whether the model must come from peft, or may be any module.
         cumulative: whether it trains once on all tasks' rows instead of task after task (the joint upper bound).
+        knob: the keyword that trades stability against plasticity, with values to try in ascending order, the default
+            among them; None if there is none.
         learned: the number of each finished task, by name.
         boundary: what the last ``end_task`` measured, by name, for the record of the run.
         strength: what a nat of the total of ``predicted_rise`` weighs in ``extra_loss``.
@@ -44,6 +46,7 @@ class Method:
     STATE: ClassVar[tuple[str, ...]] = ()
     needs_adapter: ClassVar[bool] = True
     cumulative: ClassVar[bool] = False
+    knob: ClassVar[tuple[str, tuple[float, ...]] | None] = None
 
     strength: float = 0.0
 

@@ -47,6 +47,7 @@ class EWC(Method):
     STATE = ("fisher", "anchor", "constant", "level", "moved")
     FISHER: dict[str, Any] = {"form": "diagonal", "samples": 1000}
     needs_adapter = False
+    knob = ("strength", (1e1, 1e2, 1e3, 1e4, 1e5))
 
     def __init__(
         self,

@@ -66,6 +66,7 @@ class EWCLoRA(Method):
     """
 
     STATE = ("fisher", "anchor", "springs", "sketches", "moved", "trained")
+    knob = ("strength", (1.0, 3.0, 10.0, 30.0, 100.0))
     FISHER: dict[str, Any] = {"form": "kronecker", "samples": 1000, "sketches": None}
 
     def __init__(
@@ -293,8 +294,5 @@ class EWCLoRA(Method):
         generator = self.generator()
         for site in self.sites.values():
             B, A = site.past
-            if len(A):
-                site.set_past(B + site.B, A + site.A)
-            else:
-                site.set_past(site.B, site.A)
+            site.set_past(*((B + site.B, A + site.A) if len(A) else (site.B, site.A)))
             site.reset(generator)

@@ -28,9 +28,12 @@ class OLoRA(Method):
         orthogonality: lambda_1 of the paper, in nats per example and unit of overlap; the authors use 0.5, and 5 for
             some tasks of long streams.
         overlap: "absolute" sums |A_i A'| (the authors' code, to which their values of lambda_1 belong); "squared" sums
-            the squares (the paper's equation 8).
+            the squares (the paper).
         seed: of fresh adapters.
     """
+
+    STATE = ("trained",)
+    knob = ("orthogonality", (0.05, 0.15, 0.5, 1.5, 5.0))
 
     def __init__(
         self, model: nn.Module, *, orthogonality: float = 0.5, overlap: Overlap = "absolute", seed: int = 0

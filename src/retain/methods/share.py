@@ -57,7 +57,8 @@ class Share(Method):
         seed: of fresh coefficients and columns.
     """
 
-    STATE = ("spaces", "means")
+    STATE = ("spaces", "means", "trained")
+    knob = ("components", (8, 16, 32, 64, 128))
 
     def __init__(
         self,
