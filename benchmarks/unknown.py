@@ -65,7 +65,8 @@ def measure(stream: Stream, seed: int) -> dict[str, Any]:
     with Serving(method.sites, method.bases) as server, torch.no_grad():
         for batch, truth in batches:
             inputs = {k: v for k, v in batch.items() if k != "labels"}
-            guessed = method.guess(inputs)
+            with server.aside():
+                guessed = method.guess(inputs)
             found["right_task"] += [a == b for a, b in zip(guessed, truth, strict=True)]
             for way, names in (("known", truth), ("guessed", guessed)):
                 server.select(names)

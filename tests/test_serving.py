@@ -61,6 +61,27 @@ def test_a_task_joins_while_others_are_served():
     torch.testing.assert_close(after[[1, 3]], alone(method, "new")[[1, 3]], rtol=1e-4, atol=1e-4)
 
 
+def test_a_boundary_changes_what_is_served_only_when_it_is_refreshed():
+    method = learned()
+    with serving(method) as server, torch.no_grad():
+        server.select("a")
+        before = method.model(input_ids=TOKENS).logits
+        method.absorb(
+            {"new": {n: (torch.randn(len(s.B), 1), torch.randn(1, s.A.shape[1])) for n, s in method.sites.items()}}
+        )
+        assert torch.equal(method.model(input_ids=TOKENS).logits, before)
+
+
+def test_rows_are_routed_while_tasks_are_served():
+    method = Share(tiny_bert(), route=True)
+    for task in (A, B):
+        fit(method, task)
+    method.model.eval()
+    expected = method.guess({"input_ids": TOKENS})
+    with serving(method) as server, torch.no_grad(), server.aside():
+        assert method.guess({"input_ids": TOKENS}) == expected
+
+
 def test_what_does_not_fit_is_said():
     method = learned()
     with pytest.raises(ValueError, match="no task has been learned or added yet"):

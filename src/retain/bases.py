@@ -5,32 +5,40 @@ The algebra of Share (arXiv 2602.06043), at one adapted map (out, in) and withou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from retain.linalg import orthonormalised, project_out, rank_for_energy, signs, squared_norm, thin_svd
 
 Weights = Literal["relative", "absolute"]
-SWEEPS = 2  # of the alternation between the sides; a third has changed nothing in the fourth digit
+SWEEPS = 2  # of the alternation between the sides
 ROUNDING = 1e-6  # of the largest singular value
+LOSSY = 0.1  # a residual above which a task is not what was learned any more, and is marked
 
 
 @dataclass(frozen=True)
 class Core:
-    """C_t = left right, (k_o, m) and (m, k_i); the Frobenius norm of dW_t as it came, and the sum of those of all cuts.
+    """C_t = left right, (k_o, m) and (m, k_i), of one task.
 
+    Columns of the bases that are newer than the core meet zeros, which are not stored: k_o and k_i count the older.
     What was cut once is gone, so that how it lies to a later cut is not known: ``residual`` takes them for orthogonal,
     ``bound`` for parallel. After one cut both are ||dW_t - U C_t V'|| / ||dW_t||.
+
+    Attributes:
+        norm: ||dW_t|| as it came (Frobenius).
+        kept: ||C_t||^2.
+        cut: the sum of the norms of all cuts.
     """
 
     left: Tensor
     right: Tensor
     norm: float
+    kept: float
     cut: float = 0.0
 
     @property
@@ -42,11 +50,6 @@ class Core:
     def bound(self) -> float:
         """What ||dW_t - U C_t V'|| / ||dW_t|| cannot exceed, by the triangle inequality."""
         return self.cut / self.norm if self.norm else 0.0
-
-    @cached_property
-    def kept(self) -> float:
-        """||C_t||^2."""
-        return float(squared_norm(self.left.double(), self.right.double()))
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,12 @@ class Bases:
         return cls(B.new_zeros(len(B), 0), A.new_zeros(A.shape[1], 0))
 
     def state(self) -> dict[str, Any]:
-        """U, V and the cores as plain tensors; ``sizes`` of a core: its norm, its cuts, its place in the order."""
+        """U, V and the cores as plain tensors; ``sizes`` of a core: norm, kept, cut, its place."""
         cores = {
             task: {
                 "left": core.left,
                 "right": core.right,
-                "sizes": torch.tensor([core.norm, core.cut, number], dtype=torch.float64),
+                "sizes": torch.tensor([core.norm, core.kept, core.cut, number], dtype=torch.float64),
             }
             for number, (task, core) in enumerate(self.cores.items())
         }
@@ -77,14 +80,14 @@ class Bases:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Bases:
         """What ``state`` gave, whatever the order of its entries."""
-        cores = sorted(state.get("cores", {}).items(), key=lambda item: float(item[1]["sizes"][2]))
-        found = {task: Core(c["left"], c["right"], *c["sizes"][:2].tolist()) for task, c in cores}
+        cores = sorted(state.get("cores", {}).items(), key=lambda item: float(item[1]["sizes"][3]))
+        found = {task: Core(c["left"], c["right"], *c["sizes"][:3].tolist()) for task, c in cores}
         return cls(state["U"], state["V"], found)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """B (out, m) and A (m, in) of a task's change."""
         core = self.cores[name]
-        return self.U @ core.left, core.right @ self.V.T
+        return self.U[:, : len(core.left)] @ core.left, core.right @ self.V[:, : core.right.shape[1]].T
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def add(bases: Bases, changes: Mapping[str, Change], threshold: float = 0.0) -> 
 
     A singular direction u of a change joins where ||u - U U'u|| > ``threshold``; those that do are weighted by
     their singular values and orthonormalised. What is below is cut off the change, and is part of its residual.
-    Earlier cores are exact: new columns of U meet rows of zeros.
+    Earlier cores stay as they are, and exact.
     """
     U, V, split = bases.U, bases.V, {}
     for name, change in changes.items():
@@ -129,12 +132,12 @@ def add(bases: Bases, changes: Mapping[str, Change], threshold: float = 0.0) -> 
         U = torch.cat([U, _fresh(left, S, U, threshold)], 1)
         V = torch.cat([V, _fresh(right, S, V, threshold)], 1)
         split[name] = left, S, right
-    cores = {name: _padded(core, U.shape[1], V.shape[1]) for name, core in bases.cores.items()}
+    cores = dict(bases.cores)
     for name, (left, S, right) in split.items():
         size, change = float(S.double().norm()), changes[name]
-        whole = Core(U.T @ left * S.sqrt(), S.sqrt()[:, None] * (right.T @ V), size)
-        norm = size if change.norm is None else change.norm
-        cores[name] = replace(whole, norm=norm, cut=change.cut + size * whole.residual)
+        core = U.T @ left * S.sqrt(), S.sqrt()[:, None] * (right.T @ V)
+        norm, kept = size if change.norm is None else change.norm, float(squared_norm(*(x.double() for x in core)))
+        cores[name] = Core(*core, norm, kept, change.cut + size * lost(kept, size**2))
     return Bases(U, V, cores)
 
 
@@ -147,17 +150,36 @@ def compressed(bases: Bases, components: int, energy: float = 1.0, weights: Weig
     side has the fewest columns that keep that share, at most ``components``. Cores become Q_o' C_t Q_i, the least
     squares solution (see ``reprojected``).
     """
-    cores = [core for core in bases.cores.values() if core.kept]
-    if not cores or (energy == 1 and max(bases.U.shape[1], bases.V.shape[1]) <= components):
+    cores = bases.cores
+    full = energy == 1 and max(bases.U.shape[1], bases.V.shape[1]) <= components
+    if full or not any(core.kept for core in cores.values()):
         return bases
-    scales = [core.kept**-0.5 if weights == "relative" else 1.0 for core in cores]
-    lefts, rights = [core.left * w for core, w in zip(cores, scales, strict=True)], [core.right for core in cores]
-    Q_i = torch.eye(bases.V.shape[1]).to(bases.V)
+    alike: dict[tuple[int, int], dict[str, Core]] = {}
+    for name, core in cores.items():
+        alike.setdefault((len(core.left), core.right.shape[1]), {})[name] = core
+    stacks = [(*(x.double() for x in stacked(g.values())), _weighs(g.values(), weights)) for g in alike.values()]
+    k_o, k_i = bases.U.shape[1], bases.V.shape[1]
+    Q_i = torch.eye(k_i, dtype=torch.float64, device=bases.V.device)
     for _ in range(SWEEPS):
-        Q_o = _leading([P @ (Q @ Q_i) for P, Q in zip(lefts, rights, strict=True)], bases.U, components, energy)
-        Q_i = _leading([(Q.T @ (P.T @ Q_o)) for P, Q in zip(lefts, rights, strict=True)], bases.V, components, energy)
-    found = {name: _cut(core, Q_o, Q_i) for name, core in bases.cores.items()}
-    return Bases(bases.U @ Q_o, bases.V @ Q_i, found)
+        grams = [_gram(L, R @ Q_i[: R.shape[2]], w) for L, R, w in stacks]
+        Q_o = _leading(grams, k_o, components, energy)
+        grams = [_gram(R.mT, L.mT @ Q_o[: L.shape[1]], w) for L, R, w in stacks]
+        Q_i = _leading(grams, k_i, components, energy)
+    cut: dict[str, Core] = {}
+    for group, (L, R, _) in zip(alike.values(), stacks, strict=True):
+        L, R = Q_o[: L.shape[1]].T @ L, R @ Q_i[: R.shape[2]]
+        kept = ((L.mT @ L) * (R @ R.mT)).sum((1, 2)).clamp(min=0).tolist()
+        new = zip(group.items(), L.to(bases.U), R.to(bases.V), kept, strict=True)
+        cut |= {name: _shorter(core, *found) for (name, core), *found in new}
+    return Bases(bases.U @ Q_o.to(bases.U), bases.V @ Q_i.to(bases.V), {name: cut[name] for name in cores})
+
+
+def stacked(cores: Collection[Core]) -> tuple[Tensor, Tensor]:
+    """The factors of all ``cores``, (N, k_o, m) and (N, m, k_i), with zeros where one is smaller than the largest."""
+    k_o, m, k_i = (max(sizes) for sizes in zip(*((*c.left.shape, c.right.shape[1]) for c in cores), strict=True))
+    lefts = [pad(core.left, (0, m - core.left.shape[1], 0, k_o - len(core.left))) for core in cores]
+    rights = [pad(core.right, (0, k_i - core.right.shape[1], 0, m - len(core.right))) for core in cores]
+    return torch.stack(lefts), torch.stack(rights)
 
 
 def within(bases: Bases, components: int, energy: float, weights: Weights, max_residual: float | None) -> Bases:
@@ -171,7 +193,7 @@ def within(bases: Bases, components: int, energy: float, weights: Weights, max_r
     smaller = compressed(bases, components, energy, weights)
     if max_residual is None or _worst(smaller) <= max_residual:
         return smaller
-    low, high = components, max(bases.U.shape[1], bases.V.shape[1])
+    low, high = components - 1, max(bases.U.shape[1], bases.V.shape[1])
     while low + 1 < high:
         middle = (low + high) // 2
         fits = _worst(compressed(bases, middle, 1.0, weights)) <= max_residual
@@ -210,26 +232,36 @@ def _fresh(directions: Tensor, S: Tensor, F: Tensor, threshold: float) -> Tensor
     return orthonormalised(project_out(new, F)[:, : len(F) - F.shape[1]])
 
 
-def _cut(core: Core, Q_o: Tensor, Q_i: Tensor) -> Core:
-    left, right = Q_o.T @ core.left, core.right @ Q_i
-    if len(right) > min(len(left), right.shape[1]):  # a product of more numbers than it has
-        eye = torch.eye(min(len(left), right.shape[1])).to(left)
-        left, right = (left @ right, eye) if len(left) > len(eye) else (eye, left @ right)
-    shorter = replace(core, left=left, right=right)
-    return replace(shorter, cut=core.cut + core.kept**0.5 * lost(shorter.kept, core.kept))
+def _shorter(core: Core, left: Tensor, right: Tensor, kept: float) -> Core:
+    """``core`` after a cut, which leaves ``kept`` of its square, with factors that may be padded."""
+    m = core.left.shape[1]
+    left, right = left[:, :m].clone(), right[:m].clone()
+    if m > (most := min(len(left), right.shape[1])):  # a product of more numbers than it has
+        eye = torch.eye(most).to(left)
+        left, right = (left @ right, eye) if len(left) > most else (eye, left @ right)
+    return Core(left, right, core.norm, kept, core.cut + core.kept**0.5 * lost(kept, core.kept))
 
 
-def _padded(core: Core, k_o: int, k_i: int) -> Core:
-    left = torch.nn.functional.pad(core.left, (0, 0, 0, k_o - len(core.left)))
-    return replace(core, left=left, right=torch.nn.functional.pad(core.right, (0, k_i - core.right.shape[1])))
+def _weighs(cores: Collection[Core], weights: Weights) -> Tensor:
+    """w_t of ``compressed`` (N,), 0 for a change that is zero."""
+    sizes = torch.tensor([core.kept for core in cores], dtype=torch.float64, device=next(iter(cores)).left.device)
+    return torch.where(sizes > 0, 1 / sizes if weights == "relative" else 1.0, 0.0)
 
 
-def _leading(parts: Iterable[Tensor], basis: Tensor, components: int, energy: float) -> Tensor:
-    """The leading left singular directions (k, q) of all ``parts`` (k, m) side by side."""
-    beside = torch.cat([*parts], 1).double()
-    values, vectors = torch.linalg.eigh(beside @ beside.T)
-    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1) * signs(vectors.flip(1))
-    return vectors[:, : min(components, rank_for_energy(values.sqrt(), energy))].to(basis)
+def _gram(factors: Tensor, inner: Tensor, weighs: Tensor) -> Tensor:
+    """sum_t w_t F_t R_t R_t' F_t' (k, k), of ``factors`` F (N, k, m), ``inner`` R (N, m, q), ``weighs`` w (N,)."""
+    whole = factors @ (weighs[:, None, None] * (inner @ inner.mT))
+    return whole.transpose(0, 1).flatten(1) @ factors.transpose(0, 1).flatten(1).T
+
+
+def _leading(grams: Sequence[Tensor], size: int, components: int, energy: float) -> Tensor:
+    """The leading eigenvectors (size, q) of the sum of ``grams``, of which the smaller are zero outside."""
+    total = grams[0].new_zeros(size, size)
+    for gram in grams:
+        total[: len(gram), : len(gram)] += gram
+    values, vectors = torch.linalg.eigh(total)
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    return (vectors * signs(vectors))[:, : min(components, rank_for_energy(values.sqrt(), energy))]
 
 
 def _worst(bases: Bases) -> float:

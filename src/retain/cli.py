@@ -116,7 +116,8 @@ def add_adapter(
     ] = None,
     components: Components = 64,
     max_residual: Annotated[
-        float | None, typer.Option(help="Of a weight change; more columns are kept where it takes them.")
+        float | None,
+        typer.Option(help="Of a weight change; more columns are kept where it takes them.", min=0, max=1),
     ] = None,
 ) -> None:
     """Take adapters that were trained elsewhere into a collection, which is made if there is none.
@@ -147,7 +148,7 @@ def export_task(
 @share.command()
 def merge(
     folder: Collection,
-    other: Collection,
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="Like FOLDER.", show_default=False)],
     to: Annotated[Path, typer.Option(help="The new collection.", show_default=False)],
     components: Components = 64,
 ) -> None:

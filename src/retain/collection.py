@@ -18,6 +18,7 @@ from torch import Tensor
 
 from retain import store
 from retain.bases import Bases, Change, add, compressed, residuals, union, within
+from retain.mistakes import check_task_name
 from retain.nearest import did_you_mean
 from retain.stock import PREFIX
 
@@ -76,9 +77,9 @@ def read_adapter(folder: Path) -> Adapter:
             raise store.StoreError(f"{folder / CONFIG}: {key} is {value!r}; only plain LoRA ({plain!r}) can be shared")
     tensors = store.read_tensors(folder / WEIGHTS)
     pairs: dict[str, dict[str, Tensor]] = {}
-    for key in [key for key in tensors if FACTOR.fullmatch(key)]:
-        name, side = FACTOR.fullmatch(key).groups()  # type: ignore[union-attr]
-        pairs.setdefault(name, {})[side] = tensors.pop(key)
+    for match in [match for key in tensors if (match := FACTOR.fullmatch(key))]:
+        name, side = match.groups()
+        pairs.setdefault(name, {})[side] = tensors.pop(match[0])
     if not pairs or any(pair.keys() != {"A", "B"} for pair in pairs.values()):
         raise store.StoreError(f"{folder / WEIGHTS}: holds no pairs lora_A, lora_B")
     if odd := next((n for n, pair in pairs.items() if pair["A"].dim() != 2), None):
@@ -162,8 +163,11 @@ def adapter_of(collection: Collection, task: str) -> Adapter:
 def write(folder: Path, collection: Collection) -> None:
     """Write a collection; the bases come last, and what they name is there."""
     for task, rest in collection.rest.items():
-        if rest and not (path := folder / REST / f"{task}.safetensors").exists():
+        path = folder / REST / f"{task}.safetensors"
+        if rest:
             store.write_tensors(path, rest)
+        else:
+            path.unlink(missing_ok=True)
     store.write_json(folder / MANIFEST, {"format": "retain share, 1", "config": collection.config})
     store.write_tensors(folder / BASES, dict(flat(collection.bases)))
 
@@ -214,8 +218,7 @@ def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
 def _check(collection: Collection, name: str, adapter: Adapter) -> None:
     if name in collection.rest:
         raise ValueError(f"there is a task {name!r} already; choose another name")
-    if not name or "/" in name:
-        raise ValueError(f"{name!r} cannot be the name of a task: it is empty or has a slash")
+    check_task_name(name)
     _check_alike(collection, adapter.config, adapter.changes, name)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import inspect
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from retain import yamls
-from retain.mistakes import check_names, check_types, one_line
+from retain.mistakes import check_names, check_task_name, check_types, one_line
 
 LORA = {"r": 8, "target_modules": "all-linear"}
 METHOD = {"name": "ewc-lora"}
@@ -93,9 +92,7 @@ class TaskConfig(_Section):
     @field_validator("name")
     @classmethod
     def _name(cls, name: str) -> str:
-        if not re.fullmatch(r"\w[\w .+-]*", name):
-            raise ValueError(f"{name!r} cannot name a folder; allowed are letters, digits, spaces and _.+-")
-        return name
+        return check_task_name(name)
 
     @field_validator("training")
     @classmethod

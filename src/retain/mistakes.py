@@ -35,6 +35,13 @@ class Within(ValueError):
         super().__init__(f"{key}{'.' if isinstance(reason, Within) else ': '}{reason}")
 
 
+def check_task_name(name: str) -> str:
+    """Refuse what cannot name a task and its files; returns ``name``."""
+    if not re.fullmatch(r"\w[\w .+-]*", name):
+        raise ValueError(f"{name!r} cannot name a folder; allowed are letters, digits, spaces and _.+-")
+    return name
+
+
 def check_names(section: Mapping[str, Any], known: Iterable[str], owner: str) -> None:
     """Refuse a key of ``section`` that ``owner`` does not know.
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from retain.bases import Bases
+from retain.bases import Bases, stacked
 from retain.lora import Site
 from retain.nearest import did_you_mean
 from retain.routing import pretrained
@@ -41,20 +40,16 @@ class Serving:
         self.sites, self.bases = sites, bases
         self.stack = ExitStack()
         self.rows = torch.zeros(0, dtype=torch.long)
+        self.away = False
         self.refresh()
 
     def refresh(self) -> None:
-        """Serve the tasks that the bases have now."""
-        self.numbers = {task: i for i, task in enumerate(next(iter(self.bases.values())).cores)}
-        if not self.numbers:
+        """Serve the tasks that the bases have now, from what they are now: a boundary meanwhile changes nothing."""
+        numbers = {task: i for i, task in enumerate(next(iter(self.bases.values())).cores)}
+        if not numbers:
             raise ValueError("no task has been learned or added yet")
-        self.cores: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, bases in self.bases.items():
-            cores = bases.cores.values()
-            m = max(core.left.shape[1] for core in cores)
-            lefts = torch.stack([pad(core.left, (0, m - core.left.shape[1])) for core in cores])
-            rights = torch.stack([pad(core.right, (0, 0, 0, m - len(core.right))) for core in cores])
-            self.cores[name] = lefts, rights
+        self.numbers = numbers
+        self.served = {name: (one.U, one.V, *stacked(one.cores.values())) for name, one in self.bases.items()}
         self.rows = self.rows[:0]
 
     def select(self, tasks: str | Sequence[str]) -> None:
@@ -68,8 +63,17 @@ class Serving:
             if name not in self.numbers:
                 known = ", ".join(self.numbers)
                 raise ValueError(f"no task {name!r} is served; known: {known}{did_you_mean(name, self.numbers)}")
-        device = next(iter(self.cores.values()))[0].device
+        device = next(iter(self.served.values()))[0].device
         self.rows = torch.tensor([self.numbers[name] for name in names], device=device)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within the block the model is the pretrained one, as ``Share.guess`` reads its features."""
+        self.away = True
+        try:
+            yield
+        finally:
+            self.away = False
 
     def __enter__(self) -> Self:
         self.stack.enter_context(pretrained(self.sites))
@@ -83,13 +87,14 @@ class Serving:
 
     def _changed(self, name: str, site: Site) -> Any:
         def hook(layer: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if self.away:
+                return output
             x, rows = args[0], self.rows
             if len(rows) not in (1, len(x)):
                 raise ValueError(f"tasks were selected for {len(rows)} rows, and the batch has {len(x)}; see select()")
-            bases, (lefts, rights) = self.bases[name], self.cores[name]
-            seen = x.to(bases.V.dtype).flatten(1, -2) if x.dim() > 2 else x.to(bases.V.dtype)[:, None]
-            inner = (seen @ bases.V) @ rights[rows].mT @ lefts[rows].mT
-            change = site.scale * inner @ bases.U.T
+            U, V, lefts, rights = self.served[name]
+            seen = x.to(V.dtype).flatten(1, -2) if x.dim() > 2 else x.to(V.dtype)[:, None]
+            change = site.scale * (seen @ V) @ rights[rows].mT @ lefts[rows].mT @ U.T
             return output + change.reshape(output.shape).to(output.dtype)
 
         return hook

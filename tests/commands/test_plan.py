@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from transformers import Trainer
 
@@ -270,3 +271,15 @@ def test_the_command(model: str, tmp_path: Path, retain: Shell) -> None:
     assert "rank 33 is larger than the layer" in retain.complaint("plan", file, "lora.r=33")
     assert "no such file" in retain.complaint("plan", file, "tasks.0.data_files=moood.jsonl")
     assert "no configuration of a text model at 'nowhere'" in retain.complaint("plan", file, "model.path=nowhere")
+
+
+def test_adapters_to_start_from_are_read_and_not_computed(model: str, planned: Any, tmp_path: Path) -> None:
+    for name, targets in (("given", ["query", "value"]), ("other", ["query"])):
+        base = transformers.AutoModelForSequenceClassification.from_config(
+            transformers.AutoConfig.from_pretrained(model)
+        )
+        get_peft_model(base, LoraConfig(r=2, target_modules=targets)).save_pretrained(str(tmp_path / name))
+    share = {"name": "share", "adapters": [str(tmp_path / "given")]}
+    assert planned(method=share).growth == planned(method={"name": "share"}).growth
+    with pytest.raises(ValueError, match="other adapts other layers than this model"):
+        planned(method=share | {"adapters": [str(tmp_path / "other")]})

@@ -100,6 +100,19 @@ def test_tasks_keep_their_order_and_a_collection_its_bits(tmp_path: Path) -> Non
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_what_a_crash_has_left_belongs_to_nobody(tmp_path: Path) -> None:
+    one, two = (adapter(tmp_path / name, i) for i, name in enumerate(("one", "two")))
+    add_adapters(tmp_path / "zoo", [one], console=quiet())
+    manifest = (tmp_path / "zoo" / "bases.safetensors").read_bytes()
+    add_adapters(tmp_path / "zoo", [two], console=quiet())
+    (tmp_path / "zoo" / "bases.safetensors").write_bytes(manifest)  # a kill before the bases were written
+    assert collection.read(tmp_path / "zoo").tasks == ["one"]
+    other = adapter(tmp_path / "later" / "two", 5)
+    add_adapters(tmp_path / "zoo", [other], console=quiet())
+    target = export(tmp_path / "zoo", "two", console=quiet())
+    torch.testing.assert_close(logits(target), logits(other), rtol=0, atol=1e-5)
+
+
 @pytest.mark.usefixtures("fast_runs")
 def test_a_run_takes_adapters_beside_what_it_has_learned(bert: str, tmp_path: Path) -> None:
     config = settings(bert, tmp_path, "mood sport", method={"name": "share", "components": 8})
@@ -159,7 +172,7 @@ def test_names_and_folders_are_checked(tmp_path: Path) -> None:
     add_adapters(tmp_path / "zoo", [one], console=quiet())
     with pytest.raises(ValueError, match="there is a task 'one' already"):
         add_adapters(tmp_path / "zoo", [one], console=quiet())
-    with pytest.raises(ValueError, match="'a/b' cannot be the name of a task"):
+    with pytest.raises(ValueError, match="'a/b' cannot name a folder"):
         add_adapters(tmp_path / "zoo", [one], name="a/b", console=quiet())
     with pytest.raises(ValueError, match="--name names one adapter, and here are 2"):
         add_adapters(tmp_path / "zoo", [one, one], name="x", console=quiet())

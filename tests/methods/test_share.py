@@ -156,7 +156,7 @@ def test_bytes_grow_by_the_cores_alone():
     before = sum(t.nbytes for t in method.state_dict().values())
     fit(method, D)
     rank = 3
-    cores = sum(4 * 2 * rank * min(rank, len(site.A)) + 24 for site in method.sites.values())
+    cores = sum(4 * 2 * rank * min(rank, len(site.A)) + 32 for site in method.sites.values())
     assert sum(t.nbytes for t in method.state_dict().values()) - before == cores + 8
 
 
@@ -169,6 +169,7 @@ def test_bytes_grow_by_the_cores_alone():
         ({"threshold": 1.0}, r"threshold must lie in \[0, 1\), got 1.0"),
         ({"max_residual": 2.0}, r"max_residual must lie in \(0, 1\), got 2.0"),
         ({"core": "denze"}, "unknown core 'denze'; known: factored, dense; did you mean 'dense'"),
+        ({"max_residual": 0.1, "threshold": 0.2}, "threshold cuts what max_residual=0.1 may not lose"),
         ({"weights": "none"}, "unknown weights 'none'; known: relative, absolute"),
         ({"core": "dense"}, "a dense core needs lora.r of at least components . temporary = 34, got "),
     ],
@@ -210,3 +211,21 @@ def test_stock_adapters_are_tasks_from_the_start(tmp_path):
         torch.testing.assert_close(method.sites[name].delta(), site.delta(), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="given adapts other layers than this model"):
         Share(tiny_bert(target_modules=["query"]), adapters=[str(tmp_path / "given")])
+
+
+def test_names_of_adapters_and_tasks_are_apart(tmp_path):
+    for folder in ("here/a", "there/a", "here/b"):
+        filled(tiny_bert()).save_pretrained(str(tmp_path / folder))
+    with pytest.raises(ValueError, match="two folders have the same name"):
+        Share(tiny_bert(), adapters=[str(tmp_path / "here" / "a"), str(tmp_path / "there" / "a")])
+    method = Share(tiny_bert(), adapters=[str(tmp_path / "here" / name) for name in "ab"])
+    with pytest.raises(ValueError, match="an adapter is called 'a' already"):
+        method.begin_task(texts("a"))
+
+
+def test_a_bound_is_kept_with_few_columns_where_the_energy_asks_for_fewer():
+    """With an energy below 1 ``components`` itself may be enough for the bound."""
+    given = {f"r{i}": adapters(Share(tiny_mlp()), 1, seed=i) for i in range(3)}
+    method = Share(tiny_mlp(), components=3, energy=0.5, max_residual=0.01)
+    method.absorb(given)
+    assert method.boundary["columns"] == 3 and max(method.residuals.values()) <= 0.01

@@ -10,12 +10,11 @@ from rich.progress import track
 from rich.table import Table
 
 from retain import collection as shared
-from retain import config as configuration
 from retain import store
-from retain.bases import Bases
+from retain.bases import LOSSY, Bases
 from retain.collection import Adapter, Collection
+from retain.commands.reopened import reopened
 from retain.methods import Share
-from retain.run import prepare, restore
 
 OWN = "share"  # the folder of a run's collection
 
@@ -115,15 +114,10 @@ def of_run(folder: Path) -> Collection:
     Raises:
         StoreError: a run of another method, or one that has finished no task.
     """
-    settings = configuration.load(folder / "config.yaml")
-    shop = prepare(settings.model_copy(update={"output": str(folder)}))
+    shop, latest = reopened(folder)
     if not isinstance(shop.method, Share):
-        raise store.StoreError(f"{folder} is a run of the method {settings.method['name']!r}, not of 'share'")
-    finished = [stage for stage in shop.stages()[1:] if store.is_closed(stage.folder)]
-    if not finished:
-        raise store.StoreError(f"{folder}: no task is finished yet")
-    restore(shop, finished[-1].folder)
-    adapter = shared.read_adapter(finished[-1].folder / "adapter")
+        raise store.StoreError(f"{folder} is a run of the method {shop.config.method['name']!r}, not of 'share'")
+    adapter = shared.read_adapter(latest.folder / "adapter")
     bases = {name: scaled(shop.method.bases[name], site.scale) for name, site in shop.method.sites.items()}
     return Collection(adapter.config, bases, dict.fromkeys(shop.method.tasks, adapter.rest))
 
@@ -133,7 +127,7 @@ def scaled(bases: Bases, scale: float) -> Bases:
     state = bases.state()
     for core in state["cores"].values():
         core["left"] = scale * core["left"]
-        core["sizes"] = core["sizes"] * core["sizes"].new_tensor([scale, scale, 1.0])
+        core["sizes"] = core["sizes"] * core["sizes"].new_tensor([scale, scale**2, scale, 1.0])
     return Bases.from_state(state)
 
 
@@ -143,14 +137,14 @@ def show(collection: Collection, console: Console) -> None:
     one = next(iter(collection.bases.values()))
     lossy = 0
     for task, residual in collection.residuals.items():
-        lossy += residual > 0.1
-        colour = "red" if residual > 0.1 else ""
+        lossy += residual > LOSSY
+        colour = "red" if residual > LOSSY else ""
         table.add_row(task, str(one.cores[task].left.shape[1]), f"{residual:.2%}", style=colour)
     console.print(table)
     kinds = collection.bytes()
     console.print("bytes: " + ", ".join(f"{kind} {size:,}" for kind, size in kinds.items()), highlight=False)
     if lossy:
         console.print(
-            f"[yellow]{lossy} of {len(collection.tasks)} tasks lose more than 10 %:[/] they share too little with the "
-            "others; raise --components, or keep them as adapters of their own"
+            f"[yellow]{lossy} of {len(collection.tasks)} tasks lose more than {100 * LOSSY:.0f} %:[/] they share too little "
+            "with the others; raise --components, or keep them as adapters of their own"
         )

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from retain.bases import Bases, Change, Weights, add, residuals, within
+from retain.bases import LOSSY, Bases, Change, Weights, add, residuals, within
 from retain.collection import read_adapter
 from retain.linalg import orthonormalised, project_out
 from retain.lora import Site
@@ -22,9 +22,6 @@ from retain.task import Task
 
 CoreKind = Literal["factored", "dense"]
 ALLOWED = {"core": get_args(CoreKind), "weights": get_args(Weights)}
-
-# Above it, a task is not what was learned any more, and a warning says so.
-LOSSY = 0.1
 
 
 class Share(Method):
@@ -95,9 +92,11 @@ class Share(Method):
             raise ValueError(
                 f"a dense core needs lora.r of at least components + temporary = {components + temporary}, got {least}"
             )
-
-        if adapters:
-            self.absorb({Path(folder).name: self._read(Path(folder)) for folder in adapters})
+        given = {Path(folder).name: self._read(Path(folder)) for folder in adapters}
+        if len(given) < len(adapters):
+            raise ValueError(f"adapters: two folders have the same name; got {', '.join(map(str, adapters))}")
+        if given and not next(model.parameters()).is_meta:  # a plan computes nothing; they have been checked
+            self.absorb(given)
 
     @classmethod
     def check(cls, **keywords: Any) -> None:
@@ -113,11 +112,13 @@ class Share(Method):
             raise ValueError(f"threshold must lie in [0, 1), got {keywords['threshold']}")
         if (bound := keywords["max_residual"]) is not None and not 0 < bound < 1:
             raise ValueError(f"max_residual must lie in (0, 1), got {bound}")
+        if bound is not None and keywords["threshold"]:
+            raise ValueError(f"threshold cuts what max_residual={bound} may not lose: leave threshold at 0")
 
     @property
     def growth(self) -> int:
         sides = ((len(s.A), min(self.components, n)) for s in self.sites.values() for n in (len(s.B), s.A.shape[1]))
-        return 4 * sum(min(r, k) * k for r, k in sides) + 24 * len(self.sites)
+        return 4 * sum(min(r, k) * k for r, k in sides) + 32 * len(self.sites)
 
     @property
     def spaces(self) -> dict[str, dict[str, Any]]:
@@ -147,6 +148,8 @@ class Share(Method):
         self.warn_unprotected()
         if not self.tasks:
             return
+        if task.name in set(self.tasks) - set(self.learned):
+            raise ValueError(f"an adapter is called {task.name!r} already: rename the task, or the adapter's folder")
         generator = self.generator()
         for name, site in self.sites.items():
             site.set_past(site.B[:, :0], site.A[:0])
