@@ -145,6 +145,6 @@ def show(collection: Collection, console: Console) -> None:
     console.print("bytes: " + ", ".join(f"{kind} {size:,}" for kind, size in kinds.items()), highlight=False)
     if lossy:
         console.print(
-            f"[yellow]{lossy} of {len(collection.tasks)} tasks lose more than {100 * LOSSY:.0f} %:[/] they share too little "
-            "with the others; raise --components, or keep them as adapters of their own"
+            f"[yellow]{lossy} of {len(collection.tasks)} tasks lose more than {100 * LOSSY:.0f} %:[/] they share too "
+            "little with the others; raise --components, or keep them as adapters of their own"
         )
