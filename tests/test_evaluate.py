@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from models import MLP, prompts, tiny_llama
-from retain.evaluate import evaluate
+from models import MLP, fit, prompts, texts, tiny_bert, tiny_llama
+from retain import Method, Share
+from retain.evaluate import evaluate, evaluate_unsaid
 from retain.task import CrossEntropy, SquaredError, Task
 
 GROUPS = torch.tensor([0, 0, 1, 1, 1])
@@ -123,3 +125,43 @@ def test_a_model_that_diverged_is_refused() -> None:
     task = Task("t", [], [(torch.randn(6, 4), torch.zeros(6, dtype=torch.long))])
     with pytest.raises(FloatingPointError, match="test rows of task 't' is not finite: lower training.learning_rate"):
         evaluate(net, task)
+
+
+def routed() -> tuple[Method, list[Task]]:
+    """Share after two tasks of words of their own, and of two classes each."""
+    method, tasks, groups = Share(tiny_bert(), route=True), [], torch.tensor([0, 0, 1])
+    for number, name in enumerate("ab"):
+        batches = texts(name, seed=number).train
+        for batch in batches:
+            batch["input_ids"] = batch["input_ids"] % 12 + 12 * number
+            batch["labels"] = batch["labels"] % (2 - number) + 2 * number
+        tasks.append(Task(name, batches, batches, CrossEntropy(groups)))
+        fit(method, tasks[-1])
+    return method, tasks
+
+
+@pytest.mark.parametrize("tells", [True, False])
+@pytest.mark.parametrize("owned", [True, False])
+def test_a_task_that_nobody_says_is_guessed_or_taken_for_the_latest(tells: bool, owned: bool) -> None:
+    method, tasks = routed()
+    method.means = method.means if tells else {}
+    task = tasks[0] if owned else replace(tasks[0], loss=CrossEntropy())
+    method.activate("a")
+    known = evaluate(method.model, task, seen=[0, 1])
+    score = evaluate_unsaid(method, task, known, seen=[0, 1], batch_size=3)
+    right, found, losses = [], [], []
+    for batch in task.test:
+        for ids, label in zip(batch["input_ids"], batch["labels"], strict=True):
+            name = method.guess({"input_ids": ids[None]})[0] if tells else "b"
+            method.activate(name)
+            logits = method.model.eval()(input_ids=ids[None]).logits[0].detach()
+            classes = {"a": [0, 1], "b": [2]}[name] if owned and tells else [0, 1, 2]
+            winner = max(classes, key=lambda c: float(logits[c]))
+            right.append(winner == int(label))
+            found.append((winner == 2) == (int(label) == 2))
+            losses.append(float(task.loss.nll(logits[None], label[None])))
+    if owned:
+        assert score.correct_unknown.tolist() == right and score.task_found.tolist() == found
+        assert score.correct is known.correct and score.loss == known.loss
+    else:
+        assert score.correct.tolist() == right and score.loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)

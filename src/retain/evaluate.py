@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from retain.method import Method
 from retain.task import Task, evaluating, forward, on_device, rows_of
 
 
@@ -60,11 +62,9 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
                 own = outputs if groups is None else task.loss.restrict(outputs, targets)  # type: ignore[attr-defined]
                 parts["correct"].append((own.argmax(-1) == targets).cpu())
                 if groups is not None:
-                    winner = _among_seen(outputs, groups.to(device), seen)
+                    winner = _among(outputs, _owned(groups.to(device), seen))
                     parts["unknown"].append((winner == targets).cpu())
-                    parts["found"].append(
-                        (groups.to(device)[winner] == groups.to(device)[targets]).cpu() & (winner >= 0).cpu()
-                    )
+                    parts["found"].append(_of_one_task(groups.to(device), winner, targets))
     whole = {name: torch.cat(tensors) if tensors else None for name, tensors in parts.items()}
     loss = torch.cat(parts["loss"])
     if not loss.isfinite().all():
@@ -75,12 +75,71 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
     return Score(len(loss), float(loss.mean()), whole["correct"], whole["unknown"], whole["found"], loss)
 
 
-def _among_seen(outputs: Tensor, groups: Tensor, seen: Sequence[int]) -> Tensor:
-    """The winning class (N,) among those of the seen tasks; -1 where none is seen."""
-    allowed = torch.isin(groups, torch.tensor(list(seen), device=groups.device, dtype=groups.dtype))
-    if not allowed.any():
-        return torch.full((len(outputs),), -1, device=outputs.device)
-    return outputs.masked_fill(~allowed, float("-inf")).argmax(-1)
+@torch.no_grad()
+def evaluate_unsaid(
+    method: Method, task: Task, score: Score, *, seen: Sequence[int] = (), batch_size: int = 64
+) -> Score:
+    """``score`` with what nobody's word on the task leaves of it, for a method whose tasks are ``separate``.
+
+    A row runs under the coefficients of the task that ``method.guess`` says, and that task's classes compete; of a
+    method that cannot tell, under the latest, and the classes of all ``seen`` compete. What tasks own no classes of
+    (domain-incremental) is scored so altogether; elsewhere ``correct_unknown`` and ``task_found`` are.
+    """
+    device = next(method.model.parameters()).device
+    groups: Tensor | None = getattr(task.loss, "groups", None)
+    losses, right, found = [], [], []
+    for raw in _test_batches(task, batch_size):
+        batch = on_device(raw, device)
+        names = None
+        if method.routes and isinstance(batch, Mapping):
+            names = method.guess({k: v for k, v in batch.items() if k != "labels"})
+        with evaluating(method.model):
+            outputs, targets = _answered(method, batch, names)
+        losses.append(task.loss.nll(outputs, targets).double().cpu())
+        winner = outputs.argmax(-1)
+        if groups is not None:
+            here = groups.to(device)
+            allowed = (
+                _owned(here, seen) if names is None else torch.stack([here == int(method.learned[n]) for n in names])
+            )
+            winner = _among(outputs, allowed)
+            found.append(_of_one_task(here, winner, targets))
+        right.append((winner == targets).cpu())
+    if groups is not None:
+        return replace(score, correct_unknown=torch.cat(right), task_found=torch.cat(found))
+    loss = torch.cat(losses)
+    return replace(score, loss=float(loss.mean()), losses=loss, correct=torch.cat(right))
+
+
+def _answered(method: Method, batch: Any, names: Sequence[str] | None) -> tuple[Tensor, Tensor]:
+    """Outputs and targets of ``batch``, every row under the coefficients of its own of ``names``, or the latest."""
+    if names is None:
+        method.activate(None)
+        return forward(method.model, batch)
+    order, parts = [], []
+    for name in dict.fromkeys(names):
+        method.activate(name)
+        rows = torch.tensor([i for i, one in enumerate(names) if one == name])
+        order.append(rows)
+        parts.append(forward(method.model, {k: v[rows.to(v.device)] for k, v in batch.items()}))
+    back = torch.cat(order).argsort()
+    outputs, targets = (torch.cat(both)[back] for both in zip(*parts, strict=True))
+    return outputs, targets
+
+
+def _owned(groups: Tensor, tasks: Sequence[int]) -> Tensor:
+    """Which of the classes (C,) belong to ``tasks``."""
+    return torch.isin(groups, torch.tensor(list(tasks), device=groups.device, dtype=groups.dtype))
+
+
+def _among(outputs: Tensor, allowed: Tensor) -> Tensor:
+    """The winning class (N,) among those ``allowed`` (C,) or (N, C); -1 where none is."""
+    winner = outputs.masked_fill(~allowed, float("-inf")).argmax(-1)
+    return torch.where(allowed.any(-1), winner, -1)
+
+
+def _of_one_task(groups: Tensor, winner: Tensor, targets: Tensor) -> Tensor:
+    return ((groups[winner] == groups[targets]) & (winner >= 0)).cpu()
 
 
 def _test_batches(task: Task, batch_size: int) -> DataLoader | Sequence:

@@ -33,6 +33,7 @@ class Method:
     Attributes:
         STATE: names of the attributes kept from task to task: (nested) dicts of tensors.
         needs_adapter: whether the model must come from peft, or may be any module.
+        separate: whether every task has coefficients of its own, which ``activate`` puts in place.
         cumulative: whether it trains once on all tasks' rows instead of task after task (the joint upper bound).
         knob: the keyword that trades stability against plasticity, with values to try in ascending order, the default
             among them; None if there is none.
@@ -45,6 +46,7 @@ class Method:
 
     STATE: ClassVar[tuple[str, ...]] = ()
     needs_adapter: ClassVar[bool] = True
+    separate: ClassVar[bool] = False
     cumulative: ClassVar[bool] = False
     knob: ClassVar[tuple[str, tuple[float, ...]] | None] = None
 
@@ -154,6 +156,19 @@ class Method:
 
     def activate(self, task: str | None) -> None:
         """Use the coefficients of ``task`` for inference, where a method keeps some; None: the latest."""
+
+    @property
+    def routes(self) -> bool:
+        """Whether ``guess`` knows which task a row belongs to."""
+        return False
+
+    def guess(self, inputs: Mapping[str, Tensor]) -> list[str]:
+        """The task of each row of ``inputs`` (of the model, without labels), where nobody says it.
+
+        Raises:
+            ValueError: this method cannot tell.
+        """
+        raise ValueError(f"{type(self).__name__} cannot tell which task a row belongs to")
 
     def generator(self) -> torch.Generator:
         """Randomness of the boundary at hand: a function of ``boundary_seed``, and of nothing else."""

@@ -25,7 +25,7 @@ from retain import config as configuration
 from retain import store
 from retain.config import RunConfig
 from retain.data import Stream, load_stream
-from retain.evaluate import Score, evaluate
+from retain.evaluate import Score, evaluate, evaluate_unsaid
 from retain.heads import heads_of
 from retain.hf import fit, load_model, load_processor
 from retain.lora import adapter_parameters
@@ -235,13 +235,16 @@ def _train(shop: Workshop, task: Task, stage: Stage, bar: WorkBar, warned: list[
 
 
 def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Score]:
-    seen, scores = range(stage.number + 1), {}
+    method, scores = shop.method, {}
+    how: Any = {"seen": range(stage.number + 1), "batch_size": shop.config.evaluation.batch_size}
     for task in shop.stream.tasks:
         bar.show(f"{stage.name}: scoring {task.name}")
-        shop.method.activate(task.name)
-        scores[task.name] = evaluate(shop.model, task, seen=seen, batch_size=shop.config.evaluation.batch_size)
+        method.activate(task.name)
+        score = evaluate(shop.model, task, **how)
+        apart = method.separate and method.learned and score.correct is not None
+        scores[task.name] = evaluate_unsaid(method, task, score, **how) if apart else score
         bar.advance(len(task.test))
-    shop.method.activate(None)
+    method.activate(None)
     return scores
 
 

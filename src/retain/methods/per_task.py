@@ -20,6 +20,7 @@ class PerTask(Method):
     """
 
     STATE = ("adapters",)
+    separate = True
 
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         super().__init__(model, seed=seed)

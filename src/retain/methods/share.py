@@ -56,6 +56,7 @@ class Share(Method):
 
     STATE = ("spaces", "means", "trained")
     knob = ("components", (8, 16, 32, 64, 128))
+    separate = True
 
     def __init__(
         self,
@@ -207,6 +208,10 @@ class Share(Method):
         if differing := sorted(changes.keys() ^ self.sites.keys()):
             raise ValueError(f"{folder} adapts other layers than this model: {', '.join(differing[:3])} in one only")
         return {name: (B.to(s.B) / s.scale, A.to(s.A)) for name, s in self.sites.items() for B, A in [changes[name]]}
+
+    @property
+    def routes(self) -> bool:
+        return bool(self.means)
 
     def guess(self, inputs: Mapping[str, Tensor]) -> list[str]:
         """The task of each row of ``inputs`` (of the model, without labels): that of the nearest class mean.
