@@ -10,11 +10,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.streams import LORA
 from benchmarks.training import interval, unpacked
 
 Row = dict[str, Any]
 DOCS = Path(__file__).parents[1] / "docs"
-RANK = 8
+RANK = LORA["r"]
 RIVALS = ("sequential", "sequential, c = 5", "O-LoRA", "O-LoRA, c = 5")
 DRAWN = {"sequential": "#c44e52", "O-LoRA": "#8172b3", "balance alone": "#dd8452", "EBLoRA": "#2a6f97"}
 

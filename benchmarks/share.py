@@ -6,7 +6,7 @@
 Rank-16 adapters of 24 layers (1024, 1024) are written as stock LoRA folders and absorbed one at a time by the code
 behind ``retain share add-adapter``. "structured": all B and A lie in common subspaces of dimension 64, but for noise of
 2 % of their norm; "random": nothing in common. Each task is then written back and compared with the file that it came
-from. Writes benchmarks/results/share.json.
+from. Writes benchmarks/results/share.json and docs/share-growth.png.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import argparse
 import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -29,30 +32,35 @@ from retain import store
 from retain.collection import Adapter
 
 RESULTS = Path(__file__).parent / "results" / "share.json"
+FIGURE = Path(__file__).parents[1] / "docs" / "share-growth.png"
+KINDS = ("structured", "random")
 WIDTH, RANK, LAYERS, COMMON, NOISE, COMPONENTS = 1024, 16, 24, 64, 0.02, 64
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 100, 500])
-    parser.add_argument("--kinds", nargs="+", default=["structured", "random"], choices=["structured", "random"])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     rows = []
     for kind in options.kinds:
         for count in options.counts if kind == "structured" else [min(100, max(options.counts))]:
-            rows.append({"kind": kind, "adapters": count} | absorb(kind, count))
+            with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # so that each has a peak of its own
+                found = alone.submit(absorb, kind, count, options.threads).result()
+            rows.append({"kind": kind, "adapters": count} | found)
             print(rows[-1], flush=True)
     show(rows)
-    if options.counts == parser.get_default("counts"):
+    if options.counts == parser.get_default("counts") and len(options.kinds) == len(KINDS):
+        draw(rows)
         shape = {"width": WIDTH, "rank": RANK, "layers": LAYERS, "common": COMMON, "components": COMPONENTS}
         document = {"command": "python -m benchmarks.share", "machine": machine(), "versions": versions()}
         store.write_json(RESULTS, document | {"shape": shape, "rows": rows})
 
 
-def absorb(kind: str, count: int) -> dict[str, Any]:
+def absorb(kind: str, count: int, threads: int) -> dict[str, Any]:
     """Write ``count`` adapters to disk, take them in one after the other, and compare what comes back."""
+    torch.set_num_threads(threads)
     common = subspaces()
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"task{i:03d}") for i in range(count)]
@@ -120,6 +128,26 @@ def show(rows: list[dict[str, Any]]) -> None:
         lost = f"{row['worst_reported']:.1%}"
         table.add_row(row["kind"], str(row["adapters"]), f"{row['seconds']:.0f}", peak, lost, kept, apart, *times)
     Console(width=130).print(table)
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Bytes against adapters: an adapter each, and shared."""
+    rows = [row for row in rows if row["kind"] == "structured"]
+    kept = {"an adapter each": [row["adapter_bytes"] for row in rows]}
+    kept |= {"shared: bases and cores": [row["bytes"]["bases"] + row["bytes"]["cores"] for row in rows]}
+    kept |= {"cores alone": [row["bytes"]["cores"] for row in rows]}
+    figure, axes = plt.subplots(figsize=(6.5, 4))
+    for (label, sizes), colour, style in zip(
+        kept.items(), ("#c44e52", "#2a6f97", "#2a6f97"), ("-", "-", ":"), strict=True
+    ):
+        axes.plot(
+            [row["adapters"] for row in rows], [n / 2**20 for n in sizes], style, color=colour, marker="o", label=label
+        )
+    axes.set(xscale="log", yscale="log", xlabel="adapters", ylabel="MiB")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(FIGURE, dpi=150)
 
 
 if __name__ == "__main__":

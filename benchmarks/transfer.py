@@ -4,6 +4,7 @@
 
 Fashion-MNIST, five pairs of classes in five orders (each pair first once). Every ten steps of a task the accuracy on
 its validation rows is measured; "steps" is when it first reaches what the fresh adapter has at the end, less one point.
+Beside the seconds of a task stand those of full fine-tuning, in the first order.
 Writes benchmarks/results/transfer.json.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from rich.table import Table
 from benchmarks.fisher import machine, versions
 from benchmarks.streams import STREAMS, Stream
 from benchmarks.training import fit, outcome, share
-from retain import METHODS, store
+from retain import METHODS, Method, store
+from retain.heads import heads_of
 
 RESULTS = Path(__file__).parent / "results" / "transfer.json"
 EVERY, SLACK = 10, 0.01
@@ -35,15 +38,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = []
+    rows, full = [], full_seconds(options.stream)
     for shift in range(options.orders):
         curves = {name: learned(options.stream, shift, name) for name in ("per-task", "share")}
         for place, pair in enumerate(zip(*curves.values(), strict=True)):
             rows.append({"order": shift, "place": place} | compare(*pair))
             print(rows[-1], flush=True)
     show(rows)
+    print(f"full fine-tuning: {full:.1f} s a task")
     document = {"command": "python -m benchmarks.transfer", "machine": machine(), "versions": versions()}
-    store.write_json(RESULTS, document | {"stream": options.stream, "rows": rows})
+    store.write_json(RESULTS, document | {"stream": options.stream, "full_seconds": full, "rows": rows})
 
 
 def learned(name: str, shift: int, method_name: str) -> list[dict[str, Any]]:
@@ -60,6 +64,26 @@ def learned(name: str, shift: int, method_name: str) -> list[dict[str, Any]]:
         boundary = time.perf_counter() - begin
         found.append({"accuracies": watch.accuracies, "seconds": seconds, "boundary": boundary})
     return found
+
+
+class Full(Method):
+    """All weights train, the heads at their own rate."""
+
+    needs_adapter = False
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        heads = {id(p) for p in heads_of(self.model).parameters()}
+        parts = [p for p in self.model.parameters() if p.requires_grad]
+        return [{"params": [p for p in parts if (id(p) in heads) == own]} for own in (False, True)]
+
+
+def full_seconds(name: str) -> float:
+    """Seconds of a task, mean over all but the first."""
+    stream = STREAMS[name](0)
+    model = stream.model(0).merge_and_unload().requires_grad_(True)
+    gentle = replace(stream, learning_rate=stream.learning_rate / 10)
+    times = [fit(model, gentle, number, [Full(model)], 0) for number in range(len(stream.tasks))]
+    return round(float(np.mean(times[1:])), 2)
 
 
 class Watch:
