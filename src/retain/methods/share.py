@@ -42,7 +42,8 @@ class Share(Method):
         energy: the share of all tasks' ||dW||^2 for which fewer columns are enough; 1 keeps ``components``. The
             paper's 0.6 leaves a relative error up to 0.63.
         max_residual: of any task; more columns than ``components`` are kept where it would be exceeded.
-        temporary: phi, the free columns beside each basis while a task trains.
+        temporary: phi, the free columns beside each basis while a task trains; fewer learn less where tasks differ.
+            None: r, as free as a fresh adapter (a dense core: what ``components`` leave of r).
         threshold: tau; a direction of a new task joins the bases if what they lack of it is longer, of 1.
         core: "factored" trains C_t as a product of rank r (the paper's pseudo-rank p); "dense" trains all its entries,
             and needs components + temporary <= r.
@@ -65,7 +66,7 @@ class Share(Method):
         components: int = 32,
         energy: float = 1.0,
         max_residual: float | None = None,
-        temporary: int = 2,
+        temporary: int | None = None,
         threshold: float = 0.0,
         core: CoreKind = "factored",
         weights: Weights = "relative",
@@ -89,10 +90,8 @@ class Share(Method):
         for site in self.sites.values():
             confinable(site)
         self.bases = {name: Bases.empty(*site.factors()) for name, site in self.sites.items()}
-        if core == "dense" and (least := min(len(site.A) for site in self.sites.values())) < components + temporary:
-            raise ValueError(
-                f"a dense core needs lora.r of at least components + temporary = {components + temporary}, got {least}"
-            )
+        if core == "dense" and (least := min(len(s.A) for s in self.sites.values())) < components + (temporary or 0):
+            raise ValueError(f"a dense core needs lora.r of at least components + temporary, got {least}")
         given = {Path(folder).name: self._read(Path(folder)) for folder in adapters}
         if len(given) < len(adapters):
             raise ValueError(f"adapters: two folders have the same name; got {', '.join(map(str, adapters))}")
@@ -105,7 +104,7 @@ class Share(Method):
             if (value := keywords[key]) not in known:
                 raise ValueError(f"unknown {key} {value!r}; known: {', '.join(known)}{did_you_mean(value, known)}")
         for key, least in (("components", 1), ("temporary", 0)):
-            if keywords[key] < least:
+            if keywords[key] is not None and keywords[key] < least:
                 raise ValueError(f"{key} must be at least {least}, got {keywords[key]}")
         if not 0 < keywords["energy"] <= 1:
             raise ValueError(f"energy must lie in (0, 1], got {keywords['energy']}")
@@ -224,7 +223,9 @@ class Share(Method):
     @torch.no_grad()
     def _confine(self, site: Site, bases: Bases, generator: torch.Generator) -> None:
         """Let ``site`` train coefficients and temporary columns, from dW = 0."""
-        free = [_columns(F, self.temporary or not F.shape[1], generator) for F in (bases.U, bases.V)]
+        most = len(site.A) - (self.components if self.core == "dense" else 0)
+        count = most if self.temporary is None else self.temporary
+        free = [_columns(F, count or not F.shape[1], generator) for F in (bases.U, bases.V)]
         of_B, of_A = span(site, bases.U, bases.V, *free)
         _, inner = coefficients(site)
         inner.requires_grad_(self.core != "dense")
