@@ -259,3 +259,27 @@ def nearest_core(change: Tensor, U: Tensor, V: Tensor) -> Tensor:
     system = torch.kron(U.double(), V.double())
     found = torch.linalg.lstsq(system, change.double().flatten()[:, None]).solution
     return found.view(U.shape[1], V.shape[1])
+
+
+def rows_in_turn(keys: list[float], cells: list[int], count: int) -> list[int]:
+    """The rows that are kept when, round after round, every cell gives its row of the lowest key, lowest first."""
+    given: list[int] = []
+    left = list(range(len(keys)))
+    while left:
+        front = [min((i for i in left if cells[i] == c), key=keys.__getitem__) for c in {cells[i] for i in left}]
+        given += sorted(front, key=keys.__getitem__)
+        left = [i for i in left if i not in front]
+    return sorted(given[:count])
+
+
+def replayed(model: nn.Module, kept: Iterable[tuple[Any, Task]], names: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
+    """The mean of -log p over the targets of ``kept`` rows under their tasks' losses, and its gradients."""
+    model = copy.deepcopy(model).double()
+    losses, targets = [], 0
+    for row, task in kept:
+        outputs, wanted = _outputs(model, row)
+        wanted = wanted[wanted != -100] if wanted.dtype == torch.long else wanted
+        targets += 1 if wanted.is_floating_point() else wanted.numel()
+        losses.append(-sum(log_p for _, log_p in log_likelihoods(model, row, task, "data", Draws(torch.tensor([0])))))
+    loss = torch.stack(losses).sum() / targets
+    return loss.detach(), list(torch.autograd.grad(loss, [model.get_parameter(name) for name in names]))

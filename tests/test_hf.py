@@ -198,6 +198,7 @@ MIDTASK = {
     "merge": {"strength": 30.0, "fisher": {"samples": 8}, "mode": "merge"},
     "eblora": {},
     "share": {"components": 3},
+    "replay": {"share": 0.5, "match": 0.5, "batch_size": 3},
 }
 
 

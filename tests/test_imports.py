@@ -14,7 +14,7 @@ LONGEST_FILE = 300
 FLOORS = (
     {"linalg", "scores", "task", "nearest", "mistakes", "yamls", "stock"},
     {"stiefel", "past", "lora"},
-    {"fisher", "subspace", "balanced", "bases", "spanned", "routing", "serving", "method"},
+    {"fisher", "subspace", "balanced", "bases", "buffer", "spanned", "routing", "serving", "method"},
     {"methods", "heads", "evaluate", "hf", "progress", "store", "ledger", "collection"},
     {"config"},
     {"data", "sources"},

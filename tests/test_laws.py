@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from models import fit, texts, tiny_bert, train
-from retain import EWC, METHODS, EWCLoRA, Method, Sequential, Share, Task
+from retain import EWC, METHODS, EWCLoRA, Method, Replay, Sequential, Share, Task
 from retain.hf import fit as fit_with_trainer
 from retain.lora import adapter_parameters, load_adapter
 from retain.task import default_collate, forward
@@ -27,6 +27,8 @@ RULES: dict[str, Make] = {
     "ewc, online": partial(EWC, decay=0.9),
     "ewc-lora, merged": partial(EWCLoRA, mode="merge"),
     "ewc-lora, merged and capped": partial(EWCLoRA, mode="merge", rank=4),
+    "replay, of fixed size": partial(Replay, rows=6, balanced=False),
+    "replay, matching outputs": partial(Replay, share=0.5, match=0.5),
     "share, dense": partial(Share, components=3, temporary=1, core="dense"),
 }
 FORMS: dict[str, Make] = {

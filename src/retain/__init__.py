@@ -9,6 +9,7 @@ from retain.methods.ewc_lora import EWCLoRA
 from retain.methods.joint import Joint
 from retain.methods.olora import OLoRA
 from retain.methods.per_task import PerTask
+from retain.methods.replay import Replay
 from retain.methods.sequential import Sequential
 from retain.methods.share import Share
 from retain.store import export
@@ -24,6 +25,7 @@ __all__ = [
     "Method",
     "OLoRA",
     "PerTask",
+    "Replay",
     "Sequential",
     "Share",
     "Site",

@@ -65,6 +65,9 @@ class ContinualCallback(TrainerCallback):
             )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.method.model.train()  # which Trainer does only before its own forward
+        if state is not None:
+            self.method.steps = state.global_step
         loss = self.method.extra_loss()
         if isinstance(loss, Tensor):
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()

@@ -35,6 +35,7 @@ class Method:
         needs_adapter: whether the model must come from peft, or may be any module.
         separate: whether every task has coefficients of its own, which ``activate`` puts in place.
         cumulative: whether it trains once on all tasks' rows instead of task after task (the joint upper bound).
+        keeps_rows: whether its state holds training rows of finished tasks.
         knob: the keyword that trades stability against plasticity, with values to try in ascending order, the default
             among them; None if there is none.
         learned: the number of each finished task, by name.
@@ -42,15 +43,20 @@ class Method:
         strength: what a nat of the total of ``predicted_rise`` weighs in ``extra_loss``.
         moved: of what was trained first, by name: the square of how far it moved, and on how many rows.
         trained: the names of what the latest task trained beside the adapter.
+        steps: optimizer steps of the present task, for methods that draw rows in each. Whoever continues in the middle
+            of a task sets it after ``begin_task``; ``ContinualCallback`` does.
+        extra_rows: rows whose training costs as much as an ``extra_loss`` and its gradient, from the second task on.
     """
 
     STATE: ClassVar[tuple[str, ...]] = ()
     needs_adapter: ClassVar[bool] = True
     separate: ClassVar[bool] = False
     cumulative: ClassVar[bool] = False
+    keeps_rows: ClassVar[bool] = False
     knob: ClassVar[tuple[str, tuple[float, ...]] | None] = None
 
     strength: float = 0.0
+    extra_rows: float = 0.0
 
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         self.model, self.seed = model, seed
@@ -59,6 +65,7 @@ class Method:
         self.boundary: dict[str, float] = {}
         self.moved: dict[str, Tensor] = {}
         self.trained: dict[str, Tensor] = {}
+        self.steps = 0
 
     @classmethod
     def check(cls, **keywords: Any) -> None:
@@ -178,6 +185,11 @@ class Method:
     def boundary_seed(self) -> int:
         """A function of the seed and the number of learned tasks."""
         return hash((self.seed, len(self.learned))) % 2**63
+
+    def drawn(self, count: int, size: int) -> Tensor:
+        """``size`` of the numbers below ``count`` in ascending order, or all: a function of boundary and step."""
+        generator = torch.Generator().manual_seed(hash((self.boundary_seed, self.steps)) % 2**63)
+        return torch.randperm(count, generator=generator)[:size].sort().values
 
     def fold(self, rank: int | None) -> None:
         """Fold every site (see ``Site.fold``) and report the largest relative error of a weight change that was cut."""

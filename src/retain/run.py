@@ -135,7 +135,9 @@ def run(config: RunConfig, console: Console | None = None) -> dict[str, Any]:
     _read(finished)
     if left and finished and finished[-1].task is not None:
         restore(shop, finished[-1].folder)
-    if left and shop.method.growth:
+    if left and shop.method.keeps_rows:
+        console.print(f"[yellow]{config.method['name']} keeps training rows of every task in the run's state[/]")
+    elif left and shop.method.growth:
         console.print(f"[yellow]{config.method['name']} keeps more with every task[/] (docs/methods.md says how much)")
     rows = sum(len(task.test) for task in shop.stream.tasks)
     with WorkBar(console, sum(stage.work for stage in left) + rows * len(left)) as bar:

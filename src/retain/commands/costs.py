@@ -40,6 +40,7 @@ class Outline:
         model: a peft model on the meta device.
         longest: tokens that the model has positions for, where it says so.
         example: what one example is: so many tokens or pixels.
+        row: bytes of its inputs, at most, as they enter the model.
         flops: of one forward of one example.
         places: where one example meets each site: its tokens, or positions of a convolution.
     """
@@ -47,6 +48,7 @@ class Outline:
     model: Any
     longest: int | None
     example: str
+    row: int
     flops: int
     places: dict[str, int]
 
@@ -146,11 +148,13 @@ def outline(model: ModelConfig, lora: Mapping[str, Any], classes: int, length: i
     longest = getattr(config, "max_position_embeddings", None)
     if model.kind == "text":
         tokens = min(length, longest or length)
-        return Outline(adapted, longest, f"{tokens} tokens", *_way(adapted, input_ids=torch.zeros(1, tokens).long()))
+        ids = torch.zeros(1, tokens).long()
+        row = 3 * ids.nbytes  # with token_type_ids and attention_mask
+        return Outline(adapted, longest, f"{tokens} tokens", row, *_way(adapted, input_ids=ids))
     size = getattr(config, "image_size", PIXELS)
     height, width = (size, size) if isinstance(size, int) else size
     pixels = torch.zeros(1, getattr(config, "num_channels", 3), height, width)
-    return Outline(adapted, longest, f"{height} x {width} pixels", *_way(adapted, pixel_values=pixels))
+    return Outline(adapted, longest, f"{height} x {width} pixels", pixels.nbytes, *_way(adapted, pixel_values=pixels))
 
 
 def _way(model: Any, **example: Tensor) -> tuple[int, dict[str, int]]:

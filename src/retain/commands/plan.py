@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from retain.commands.costs import Cost, Machine, Outline, cost, machine, outline
-from retain.commands.table import MISSING, human
+from retain.commands.table import MISSING, human, human_time
 from retain.config import RunConfig, TaskConfig, make_method, training_arguments
 from retain.data import MAX_LENGTH
 from retain.fisher.forms import FORMS
@@ -25,6 +25,7 @@ from retain.fisher.sampling import LOOKS
 from retain.lora import sites
 from retain.method import Method
 from retain.methods.ewc_lora import EWCLoRA
+from retain.methods.replay import Replay
 from retain.sources import FORMATS, read
 
 # What is shown of each form, beside what is configured: these options on top of its defaults.
@@ -83,9 +84,15 @@ class Plan:
         """Bytes of what trains, its gradients and AdamW's two moments."""
         return 4 * (self.found.bytes_of("adapter") + self.found.bytes_of("heads"))
 
-    def step(self, batch: int) -> float:
+    def step(self, batch: float) -> float:
         """Seconds of a training step, penalty aside: forward, and backward without gradients of frozen weights."""
         return self.here.seconds(2 * batch * self.found.flops, self.found.dtype)
+
+    def training(self, number: int) -> float | None:
+        """Seconds of the training of a task, as far as its steps are known."""
+        task = self.tasks[number]
+        rows = task.batch + (self.method.extra_rows if number else 0)
+        return None if task.steps is None else task.steps * self.step(rows)
 
     def boundary(self, cost: Cost) -> float:
         """Seconds of a boundary."""
@@ -120,6 +127,10 @@ def make(config: RunConfig) -> Plan:
     method, here = make_method(config, found.model), machine([found.dtype, torch.float32])
     own = method.choice if isinstance(method, EWCLoRA) else None
     choice = own or EWCLoRA(found.model).choice
+    growth = method.growth
+    if isinstance(method, Replay):
+        each = ((n or ROWS, found.row + 8, len(known or range(CLASSES)), outputs) for _, n, known in tasks)
+        growth = max(method.growth_for(*task) for task in each)
     shown = [(form, options) for form in FORMS for options in SHOWN.get(form, [{}])] + [(choice.name, choice.options)]
     costs = {_label(*form): cost(form[0], _complete(*form), found, here.device) for form in shown}
     rows = max(n or ROWS for _, n, _ in tasks)
@@ -136,7 +147,7 @@ def make(config: RunConfig) -> Plan:
         looked=min(rows, LOOKS * examples) if examples < rows else 0,
         examples=examples,
         labels=outputs if choice.sweep.get("labels") == "exact" else 1,
-        growth=method.growth,
+        growth=growth,
     )
 
 
@@ -211,6 +222,10 @@ def warnings(made: Plan) -> Iterator[str]:
     if made.configured and made.configured.startswith("factored"):
         most = made.costs[_label("diagonal", {"storage": "uint8"})].kept
         yield f"{made.configured} keeps a byte a weight of maps that its factors do not fit, {human(most)} at most"
+    if made.method.keeps_rows:
+        yield f"{config.method['name']} keeps training rows of every task in the run's state: old data"
+    if extra := made.method.extra_rows:
+        yield f"from the second task on a step of {made.batch} rows takes as long as one of {made.batch + extra:g}"
     if made.growth:
         cap = "; method.rank caps the folded past" if config.method.get("mode") == "merge" else ""
         yield f"{config.method['name']} keeps up to {human(made.growth)} more with every task{cap}"
@@ -270,20 +285,13 @@ def _print_tasks(made: Plan, console: Console) -> None:
     table = Table("task")
     for title in ("rows", "classes", "steps", "which take"):
         table.add_column(title, justify="right")
-    for task in made.tasks:
-        seconds = task.steps and human_time(task.steps * made.step(task.batch))
-        table.add_row(task.name, *(str(x or MISSING) for x in (task.rows, task.classes, task.steps, seconds)))
+    for number, task in enumerate(made.tasks):
+        seconds = made.training(number)
+        takes = MISSING if seconds is None else human_time(seconds)
+        table.add_row(task.name, *(str(x or MISSING) for x in (task.rows, task.classes, task.steps)), takes)
     console.print(table)
     if any(task.rows is None for task in made.tasks):
         console.print(f"[dim]{MISSING} is known once the data are downloaded[/]", highlight=False)
-
-
-def human_time(seconds: float) -> str:
-    """A duration as people read it."""
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s" if seconds >= 0.1 else "<0.1 s"
 
 
 def _count(number: float) -> str:

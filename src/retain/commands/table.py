@@ -110,6 +110,14 @@ def human(size: float) -> str:
     return f"{size:.1f} GiB"
 
 
+def human_time(seconds: float) -> str:
+    """A duration as people read it."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 0.1 else "<0.1 s"
+
+
 def _cell(value: float | None, task: int, learned: int) -> Text:
     """A task not learned yet is dim, the one just learned is bold."""
     style = "bold" if task == learned - 1 else "" if task < learned else "dim"

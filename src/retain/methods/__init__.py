@@ -7,6 +7,7 @@ from retain.methods.ewc_lora import EWCLoRA
 from retain.methods.joint import Joint
 from retain.methods.olora import OLoRA
 from retain.methods.per_task import PerTask
+from retain.methods.replay import Replay
 from retain.methods.sequential import Sequential
 from retain.methods.share import Share
 from retain.nearest import did_you_mean
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "eblora": EBLoRA,
     "olora": OLoRA,
     "share": Share,
+    "replay": Replay,
 }
 
 
