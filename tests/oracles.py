@@ -283,3 +283,17 @@ def replayed(model: nn.Module, kept: Iterable[tuple[Any, Task]], names: Iterable
         losses.append(-sum(log_p for _, log_p in log_likelihoods(model, row, task, "data", Draws(torch.tensor([0])))))
     loss = torch.stack(losses).sum() / targets
     return loss.detach(), list(torch.autograd.grad(loss, [model.get_parameter(name) for name in names]))
+
+
+def distilled(
+    before: nn.Module, now: nn.Module, rows: Iterable[Any], heads: list[list[int]], temperature: float
+) -> Tensor:
+    """The mean over targets of KL(p* || p), summed over ``heads`` (outputs of each), p = softmax(z / temperature)."""
+    losses = []
+    for row in rows:
+        (old, targets), (new, _) = _outputs(before, row), _outputs(now, row)
+        for y, a, b in zip(targets.flatten(), old.flatten(0, -2), new.flatten(0, -2), strict=True):
+            if y != -100:
+                pairs = [[torch.softmax(z[head] / temperature, -1) for z in (a, b)] for head in heads]
+                losses.append(sum((p * (p / q).log()).sum() for p, q in pairs))
+    return torch.stack(losses).mean()

@@ -199,6 +199,7 @@ MIDTASK = {
     "eblora": {},
     "share": {"components": 3},
     "replay": {"share": 0.5, "match": 0.5, "batch_size": 3},
+    "lwf": {"weight": 3.0, "batch_size": 3},
 }
 
 

@@ -31,6 +31,7 @@ METHODS = {
     "eblora": {"name": "eblora", "subspace": "second moment", "rank": 3, "samples": 8},
     "share": {"name": "share", "components": 3, "route": True},
     "replay": {"name": "replay", "share": 0.5, "match": 0.5, "batch_size": 3},
+    "lwf": {"name": "lwf", "weight": 3.0, "batch_size": 3},
 }
 
 

@@ -5,6 +5,7 @@ from retain.methods.eblora import EBLoRA
 from retain.methods.ewc import EWC
 from retain.methods.ewc_lora import EWCLoRA
 from retain.methods.joint import Joint
+from retain.methods.lwf import LwF
 from retain.methods.olora import OLoRA
 from retain.methods.per_task import PerTask
 from retain.methods.replay import Replay
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "olora": OLoRA,
     "share": Share,
     "replay": Replay,
+    "lwf": LwF,
 }
 
 

@@ -1,0 +1,127 @@
+"""Learning without Forgetting: new rows hold the outputs of earlier tasks (Li and Hoiem 2016, arXiv 1606.09282)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from retain.buffer import as_batch, first_targets, named, padding_of, stacked
+from retain.method import Method
+from retain.task import IGNORED, Batch, CrossEntropy, Task, evaluating, forward, on_device, precise
+
+
+class LwF(Method):
+    """Distil what the model gave for earlier tasks' classes into what it gives now, on rows of the new task.
+
+    The loss of a step gains ``weight`` times the sum, over the heads of finished tasks, of KL(p* || p) with
+    p = softmax(z / ``temperature``) over the head's classes: a mean over ``batch_size`` rows of the new task, drawn
+    anew, or over their target tokens. z* are the outputs of the model as it was when the task began, in eval mode. A
+    model whose tasks share all outputs, such as a language model, has one head. No old data is kept, and nothing but
+    which heads are finished; while a task trains, a copy of what it trains.
+
+    From the second task on every step costs two more forwards and a backward of so many rows.
+
+    Args:
+        model: a model from ``peft.get_peft_model``, or any module.
+        weight: lambda_o of the paper, which has 1.
+        temperature: T of the paper, which has 2; more holds unlikely classes, too, and everything with less force.
+        batch_size: rows drawn for a step; all, if the task has fewer.
+        seed: of what is drawn.
+    """
+
+    STATE = ("groups",)
+    needs_adapter = False
+    knob = ("weight", (0.1, 0.3, 1.0, 3.0, 10.0))
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        weight: float = 1.0,
+        temperature: float = 2.0,
+        batch_size: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, seed=seed)
+        self.check(weight=weight, temperature=temperature, batch_size=batch_size)
+        self.weight, self.temperature, self.batch_size = weight, temperature, batch_size
+        self.extra_rows = 1.5 * batch_size
+        self.groups: dict[str, Tensor] = {}
+        self._old: dict[str, Tensor] = {}
+        self._heads: list[Tensor] = []
+        self._task: Task | None = None
+        self._rows = 0
+
+    @classmethod
+    def check(cls, **keywords: Any) -> None:
+        for key in ("weight", "temperature"):
+            if not 0 < keywords[key] < math.inf:
+                raise ValueError(f"{key} must be positive and finite, got {keywords[key]}")
+        if keywords["batch_size"] < 1:
+            raise ValueError(f"batch_size must be at least 1, got {keywords['batch_size']}")
+
+    def begin_task(self, task: Task) -> None:
+        if not isinstance(task.loss, CrossEntropy):
+            raise ValueError(
+                f"task {task.name!r}: lwf distils the probabilities of classes or tokens; the loss must be a "
+                f"CrossEntropy, got {type(task.loss).__name__}"
+            )
+        self.steps, self._task, self._rows = 0, task, len(task.order())
+        finished = sorted({int(group) for group in self.groups.values()})
+        groups = task.loss.groups
+        self._heads = [] if groups is None else [(groups.cpu() == group).nonzero()[:, 0] for group in finished]
+        if self.learned:
+            self._old = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def extra_loss(self) -> Tensor | float:
+        if self._task is None or not self._old:
+            return 0.0
+        numbers, device = self.drawn(self._rows, self.batch_size), next(self.model.parameters()).device
+        pieces = [named(batch) for _, batch in self._task.take(numbers, len(numbers))]
+        found = [
+            self._distance(on_device(as_batch(rows), device)) for _, rows in stacked(pieces, padding_of(self.model))
+        ]
+        distances = torch.cat(found)
+        return self.weight * distances.sum() / max(len(distances), 1)
+
+    def after_step(self) -> None:
+        self.steps += 1
+
+    def end_task(self, task: Task) -> None:
+        super().end_task(task)
+        self._task, self._old = None, {}
+        if isinstance(task.loss, CrossEntropy) and task.loss.groups is not None:
+            self.groups[task.name] = task.loss.groups.cpu()[first_targets(task).cpu()]
+
+    def _distance(self, batch: Batch) -> Tensor:
+        """KL from the outputs as they were, summed over heads, in nats for every target (U,) of ``batch``."""
+        with torch.no_grad(), evaluating(self.model):
+            old = {f"model.{name}": x for name, x in self._old.items()}
+            before, _ = functional_call(_Forward(self.model), old, (batch,))
+        now, targets = forward(self.model, batch)
+        used = targets != IGNORED
+        before, now = before[used], now[used]
+        heads: list[Any] = self._heads or [slice(None)]
+        found = [divergence(before[:, own], now[:, own], self.temperature) for own in heads]
+        return torch.stack(found).sum(0)
+
+
+class _Forward(nn.Module):
+    """``forward`` as a module, which can be called with other parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return forward(self.model, batch)
+
+
+def divergence(before: Tensor, now: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(before / T) || softmax(now / T)) in nats (n,), of logits (n, C) each."""
+    then, here = ((precise(z) / temperature).log_softmax(-1) for z in (before, now))
+    return (then.exp() * (then - here)).sum(-1)
