@@ -106,6 +106,32 @@ def explicit_ewc(parameters: Mapping[str, Tensor], tasks: Iterable[tuple[Squares
     return 0.5 * strength * torch.stack(terms).sum()
 
 
+def grouped_penalty(changes: Squares, fisher: Squares, factors: Mapping[str, Tensor], axes: Mapping[str, int]) -> float:
+    """1/2 sum_j c_j F_j change_j^2, number by number; each row, along ``axes``, of a tensor has a c of its own."""
+    total = 0.0
+    for name, change in changes.items():
+        for at, moved in enumerate(change.unbind(axes[name])):
+            weights = fisher[name].select(axes[name], at).flatten().tolist()
+            squares = [d**2 for d in moved.flatten().tolist()]
+            total += factors[name][at].item() * sum(f * d for f, d in zip(weights, squares, strict=True))
+    return 0.5 * total
+
+
+def group_strengths(totals: list[float], counts: list[float], ids: list[int], exponent: float) -> list[float]:
+    """A factor for each unit: (its group's mean / the mean)^exponent within [1/10, 10], scaled to keep sum c F."""
+    raw, units = [], range(len(ids))
+    for group in ids:
+        mean = sum(totals[u] for u in units if ids[u] == group) / sum(counts[u] for u in units if ids[u] == group)
+        raw.append(min(10.0, max(0.1, (mean / (sum(totals) / sum(counts))) ** exponent)))
+    return [c * sum(totals) / sum(raw[u] * totals[u] for u in units) for c in raw]
+
+
+def faded_mean(values: list[Tensor], decay: float) -> Tensor:
+    """sum_k decay^age_k value_k / sum_k decay^age_k; the last has age 0."""
+    weights = [decay**age for age in reversed(range(len(values)))]
+    return sum(w * v.double() for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+
 def tangent_by_constraints(X: Tensor, Z: Tensor, F: Tensor) -> Tensor:
     """The nearest T to ``Z`` (m, r) with X'T + T'X = 0 and F'T = 0, by the pseudo-inverse of these constraints."""
     X, Z, F = X.double(), Z.double(), F.double()

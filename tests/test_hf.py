@@ -200,6 +200,7 @@ MIDTASK = {
     "share": {"components": 3},
     "replay": {"share": 0.5, "match": 0.5, "batch_size": 3},
     "lwf": {"weight": 3.0, "batch_size": 3},
+    "dwd": {"strength": 1e5, "every": 2, "rows": 4, "probes": 4, "graph": "fisher"},
 }
 
 
@@ -237,6 +238,7 @@ def test_a_training_continues_from_its_last_whole_checkpoint(name: str, tmp_path
     for key, parameter in theirs.items():
         assert ours[key].requires_grad == parameter.requires_grad
         torch.testing.assert_close(ours[key], parameter, atol=0, rtol=0)
+    assert all(torch.equal(resumed.progress()[key], tensor) for key, tensor in whole.progress().items())
     frozen = [key for key in ours if "weights.1" in key or "biases.1" in key]
     untouched = adapter_parameters(with_heads())
     assert len(frozen) == 2 and all(torch.equal(ours[key], untouched[key]) for key in frozen)

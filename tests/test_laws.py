@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from models import fit, texts, tiny_bert, train
-from retain import EWC, METHODS, EWCLoRA, Method, Replay, Sequential, Share, Task
+from retain import DWD, EWC, METHODS, EWCLoRA, Method, Replay, Sequential, Share, Task
 from retain.hf import fit as fit_with_trainer
 from retain.lora import adapter_parameters, load_adapter
 from retain.task import default_collate, forward
@@ -29,6 +29,9 @@ RULES: dict[str, Make] = {
     "ewc-lora, merged and capped": partial(EWCLoRA, mode="merge", rank=4),
     "replay, of fixed size": partial(Replay, rows=6, balanced=False),
     "replay, matching outputs": partial(Replay, share=0.5, match=0.5),
+    "dwd, running": partial(DWD, every=1, rows=4, probes=4, graph="fisher"),
+    "dwd, features": partial(DWD, groups="auto", probes=4, graph="features"),
+    "dwd, on the update": partial(DWD, on="update", every=1, rows=4, probes=4, graph="fisher"),
     "share, dense": partial(Share, components=3, temporary=1, core="dense"),
 }
 FORMS: dict[str, Make] = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import MLP, fit, texts, tiny_bert, tiny_mlp, train, vectors
-from retain import EWC, METHODS, EWCLoRA, Task
+from retain import DWD, EWC, METHODS, EWCLoRA, Task
 
 A, B = vectors("a"), vectors("b", seed=1)
 
@@ -25,6 +25,7 @@ def length(one, other):
 MAKERS = {
     "ewc-lora": lambda **k: EWCLoRA(tiny_mlp(modules_to_save=None, use_rslora=True), **k),
     "ewc-lora, merged": lambda **k: EWCLoRA(tiny_mlp(modules_to_save=None), mode="merge", **k),
+    "dwd": lambda **k: DWD(tiny_mlp(modules_to_save=None, use_rslora=True), on="update", probes=4, **k),
     "ewc": lambda **k: EWC(MLP(), **k),
     "ewc, online": lambda **k: EWC(MLP(), decay=0.9, **k),
 }

@@ -32,6 +32,7 @@ METHODS = {
     "share": {"name": "share", "components": 3, "route": True},
     "replay": {"name": "replay", "share": 0.5, "match": 0.5, "batch_size": 3},
     "lwf": {"name": "lwf", "weight": 3.0, "batch_size": 3},
+    "dwd": {"name": "dwd", "strength": 1e5, "every": 2, "rows": 4, "probes": 4, "graph": "features"},
 }
 
 

@@ -3,6 +3,7 @@
 from retain.lora import Site, sites
 from retain.method import Method, attach
 from retain.methods import METHODS
+from retain.methods.dwd import DWD
 from retain.methods.eblora import EBLoRA
 from retain.methods.ewc import EWC
 from retain.methods.ewc_lora import EWCLoRA
@@ -17,6 +18,7 @@ from retain.store import export
 from retain.task import CrossEntropy, SquaredError, Task, joined
 
 __all__ = [
+    "DWD",
     "EWC",
     "METHODS",
     "CrossEntropy",

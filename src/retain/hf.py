@@ -30,8 +30,8 @@ CLASSES = {
     "image": (transformers.AutoModelForImageClassification, transformers.AutoImageProcessor),
 }
 
-# Beside a checkpoint of Trainer: what parametrised factors are made of.
-ORIGINALS = "originals.safetensors"
+# Beside a checkpoint of Trainer: what parametrised factors are made of, and what the method has measured on the way.
+ORIGINALS, PROGRESS = "originals.safetensors", "progress.safetensors"
 
 
 class ContinualCallback(TrainerCallback):
@@ -42,7 +42,7 @@ class ContinualCallback(TrainerCallback):
     before the optimizer is built and ``method.end_task`` after training.
 
     Trainer's checkpoints hold stock factors. What a parametrised factor is made of does not come back from them to the
-    bit, so it is written beside them, and read when Trainer continues.
+    bit, so it is written beside them, and read when Trainer continues. So is what a method measures while it trains.
     """
 
     def __init__(self, method: Method) -> None:
@@ -56,13 +56,12 @@ class ContinualCallback(TrainerCallback):
         self.handles = attach(optimizer, self.method)
         if state is not None and state.global_step:
             restore_originals(self.method, _checkpoint(args, state))
+            restore_progress(self.method, _checkpoint(args, state))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        found = originals(self.method)
-        if found and state.is_world_process_zero:
-            save_file(
-                {name: p.detach().contiguous() for name, p in found.items()}, _checkpoint(args, state) / ORIGINALS
-            )
+        for file, found in ((ORIGINALS, originals(self.method)), (PROGRESS, self.method.progress())):
+            if found and state.is_world_process_zero:
+                save_file({name: p.detach().contiguous() for name, p in found.items()}, _checkpoint(args, state) / file)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.method.model.train()  # which Trainer does only before its own forward
@@ -108,6 +107,16 @@ def restore_originals(method: Method, checkpoint: Path) -> None:
         f"{path} is missing or of another training: it continues, but not to the bit, with factors made of stock ones",
         stacklevel=2,
     )
+
+
+def restore_progress(method: Method, checkpoint: Path) -> None:
+    """Give back what ``method`` had measured when ``checkpoint`` was written; warn if that is lost."""
+    if not method.progress():
+        return
+    if (path := checkpoint / PROGRESS).exists():
+        method.load_progress(load_file(path))
+    else:
+        warnings.warn(f"{path} is missing: what the method measured before is lost, and it measures on", stacklevel=2)
 
 
 def load_processor(path: str, kind: str) -> Any:

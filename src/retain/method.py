@@ -212,6 +212,22 @@ class Method:
             state |= dict(_flat(attribute, getattr(self, attribute)))
         return {key: tensor.detach() for key, tensor in state.items()}
 
+    def progress(self) -> dict[str, Tensor]:
+        """What training has changed beside the weights since ``begin_task``, flat; empty if nothing.
+
+        Beside a checkpoint of the weights it lets a training that was stopped in its middle go on as if it had not.
+        """
+        return {}
+
+    def load_progress(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what ``progress`` gave, after ``begin_task``.
+
+        Raises:
+            ValueError: it is of another method, or of other keywords.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__} changes nothing while a task trains: no place for {min(state)!r}")
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave.
 

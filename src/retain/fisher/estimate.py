@@ -11,7 +11,7 @@ import inspect
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -136,6 +136,15 @@ def sweep_parameters(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], task: Task, **options: Any
 ) -> tuple[Squares, Tally]:
     """``parameter_fisher``, and the tally of the examples that it took."""
+    fisher, tally = unchecked_parameters(model, parameters, task, **options)
+    check_traces({name: float(total.sum()) for name, total in fisher.items()}, parameters)
+    return fisher, tally
+
+
+def unchecked_parameters(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], task: Task, **options: Any
+) -> tuple[Squares, Tally]:
+    """``sweep_parameters``, whatever is found: for a part of what is protected, or a part of the rows."""
     check_names(options, OPTIONS, "parameter_fisher")
     auto = options.get("samples") == "auto"
     owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in parameters}
@@ -152,9 +161,17 @@ def sweep_parameters(
         again = OneByOne(parameters) if auto else None
         tally = Sweep(model, task, **options | {"batch_size": 1}).run(single, again)
         found = {name: ranks.add_up(total) for name, total in single.totals.items()}
-    fisher = {name: found[name].div_(tally.draws) for name in parameters if name in found}
-    _check({name: float(total.sum()) for name, total in fisher.items()}, parameters)
-    return fisher, tally
+    return {name: found[name].div_(tally.draws) for name in parameters if name in found}, tally
+
+
+def unchecked_weights(
+    model: nn.Module, modules: Mapping[str, nn.Module], task: Task, **options: Any
+) -> tuple[Squares, Tally]:
+    """``weight_fisher``, whatever is found, and the tally of the examples that it took."""
+    check_names(options, OPTIONS, "weight_fisher")
+    worth = trace if options.get("samples") == "auto" else unmeasured
+    forms, tally = _unchecked(model, modules, task, FORMS["diagonal"], worth, options)
+    return {name: form.state_dict()["fisher"] for name, form in forms.items()}, tally
 
 
 def _forms(
@@ -166,6 +183,19 @@ def _forms(
     options: dict[str, Any],
 ) -> tuple[dict[str, Form], Tally]:
     """The forms of all modules that have a part in the outputs, and the tally of the values of ``worth``."""
+    forms, tally = _unchecked(model, modules, task, kind, worth, options)
+    check_traces({name: form.trace for name, form in forms.items()}, modules)
+    return forms, tally
+
+
+def _unchecked(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    task: Task,
+    kind: type[Form],
+    worth: Worth,
+    options: dict[str, Any],
+) -> tuple[dict[str, Form], Tally]:
     own = form_options(kind)
     check_names(options, [*OPTIONS, *own], "measure")
     of_form = {name: value for name, value in options.items() if name in own}
@@ -183,12 +213,16 @@ def _forms(
     again = None if worth is unmeasured else Sites(modules, Unkept, worth)
     tally = Sweep(model, task, **of_pass).run(sites, again)
     forms = {name: collector.done(tally.draws) for name, collector in sites.collected(_device(model)).items()}
-    _check({name: form.trace for name, form in forms.items()}, modules)
     return {name: forms[name] for name in modules if name in forms}, tally
 
 
-def _check(traces: Mapping[str, float], wanted: Mapping[str, Any]) -> None:
-    """Refuse importance that would protect nothing, or that is not a number."""
+def check_traces(traces: Mapping[str, float], wanted: Iterable[str]) -> None:
+    """Refuse importance that would protect nothing, or that is not a number; warn of a part of what is ``wanted``.
+
+    Raises:
+        RuntimeError: every trace is zero, or one, by its name, is not finite.
+    """
+    wanted = list(wanted)
     silent = [name for name in wanted if not traces.get(name)]
     if len(silent) == len(wanted):
         raise RuntimeError(

@@ -1,6 +1,7 @@
 """Every method under the name that a configuration gives it."""
 
 from retain.method import Method
+from retain.methods.dwd import DWD
 from retain.methods.eblora import EBLoRA
 from retain.methods.ewc import EWC
 from retain.methods.ewc_lora import EWCLoRA
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "joint": Joint,
     "ewc": EWC,
     "ewc-lora": EWCLoRA,
+    "dwd": DWD,
     "eblora": EBLoRA,
     "olora": OLoRA,
     "share": Share,
