@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate.optimizer import AcceleratedOptimizer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -22,6 +22,7 @@ from transformers.utils import logging
 from retain.heads import final_classifier, install_heads
 from retain.lora import adapter_parameters, add_lora
 from retain.method import Method, attach
+from retain.store import write_tensors
 from retain.task import Task, aligned
 
 # kind of stream -> the transformers classes of its model and of what prepares its rows
@@ -61,7 +62,7 @@ class ContinualCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         for file, found in ((ORIGINALS, originals(self.method)), (PROGRESS, self.method.progress())):
             if found and state.is_world_process_zero:
-                save_file({name: p.detach().contiguous() for name, p in found.items()}, _checkpoint(args, state) / file)
+                write_tensors(_checkpoint(args, state) / file, found)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.method.model.train()  # which Trainer does only before its own forward

@@ -54,7 +54,7 @@ def test_a_state_of_other_tensors_is_refused():
 
 def test_some_rows_are_a_task_of_their_own():
     task = texts()
-    part = part_of(task, torch.tensor([9, 0, 5]))
+    part = part_of(task, torch.tensor([9, 0, 5]), 2)
     everything = torch.cat([batch["input_ids"] for batch in task.train])
     assert torch.equal(torch.cat([batch["input_ids"] for batch in part.train]), everything[[0, 5, 9]])
     assert part.loss is task.loss

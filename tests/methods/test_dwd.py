@@ -10,6 +10,7 @@ from oracles import faded_mean, fisher_by_loop, group_strengths, relative_error
 from retain import DWD, EWC, EWCLoRA, Task, attach
 from retain.fisher.running import part_of
 from retain.hf import restore_progress
+from retain.methods.dwd import ESTIMATE
 from retain.task import forward
 
 A, B, C = (vectors(name, seed=seed) for seed, name in enumerate("abc"))
@@ -79,8 +80,8 @@ def test_the_running_fisher_is_that_of_the_task_alone_whatever_the_penalty_or_th
         assert all(torch.equal(p.grad, g) for p, g in zip(method.springs.anchored.values(), gradients, strict=True))
         assert torch.equal(state, torch.get_rng_state()) and method.model.training
         if step % 2 == 0:
-            seed = method._seed(0, step)
-            part = part_of(B, B.order(seed)[:3])
+            seed = method._seed(ESTIMATE, step)
+            part = part_of(B, B.order(seed)[:3], 3)
             estimates.append(fisher_by_loop(method.model, method.springs.names, part, seed=seed))
     method.end_task(B)
     assert method.boundary["estimates"] == len(estimates) == 4 and method.boundary["examples"] == 12

@@ -54,9 +54,9 @@ class Running:
         self.count = int(state["count"])
 
 
-def part_of(task: Task, numbers: Tensor) -> Task:
-    """The rows ``numbers`` (n,) of ``task`` as a task of one batch."""
-    return Task(task.name, [batch for _, batch in task.take(numbers, len(numbers))], loss=task.loss)
+def part_of(task: Task, numbers: Tensor, batch_size: int) -> Task:
+    """The rows ``numbers`` (n,) of ``task`` as a task of batches."""
+    return Task(task.name, [batch for _, batch in task.take(numbers, batch_size)], loss=task.loss)
 
 
 def probes(task: Task, count: int, rows: int, seed: int) -> list[Tensor]:

@@ -60,9 +60,8 @@ class DWD(Method):
         groups: K; "auto" takes the widest eigengap, up to 8; 1 is none.
         exponent: 0 gives all groups one strength.
         assign: clusters of the spectral embedding by "k-means", or by a Gaussian "mixture" (the source's advice).
-        units: at most so many are clustered: tensors are cut into fewer, thicker ones where there would be more.
-        probes: mini-batches over which the importance of units is compared, and the rows of which tell a new task's
-            likeness to earlier ones.
+        units: how many are clustered, at most; where there would be more, several rows make one.
+        probes: mini-batches on which units are compared; as many rows of a new task tell what it is like.
         rows: of a mini-batch of that kind, and of an estimate.
         graph: likeness by the overlap of "fisher" information, or by linear CKA of "features", the outputs of the last
             adapted layer; None: no graph. It keeps the weights of every task, and with "fisher" their F.
@@ -171,8 +170,10 @@ class DWD(Method):
 
     @torch.no_grad()
     def predicted_rise(self) -> dict[str, float]:
-        """The rise since the last boundary as "total", as the penalty counts it: with the factors of groups, and with
-        what the task graph foresees, which is below zero where the weights come nearer to those of earlier tasks."""
+        """The rise since the last boundary as "total", with the factors of groups and the pull of the task graph.
+
+        The latter's part is below zero where the weights come nearer to those of earlier tasks.
+        """
         return {"total": float(self._rise())} if self.fisher else {}
 
     def after_step(self) -> None:
@@ -243,7 +244,7 @@ class DWD(Method):
     def _glance(self, task: Task, numbers: Tensor, seed: int) -> Iterator[tuple[str, Tensor]]:
         """F on the rows ``numbers`` (n,) alone."""
         options = self.choice.sweep | {"samples": None}
-        return self.springs.importance(part_of(task, numbers), self.at_once, seed=seed, **options)
+        return self.springs.importance(part_of(task, numbers, self.rows), self.at_once, seed=seed, **options)
 
     def _regroup(self, task: Task) -> None:
         """Cluster the units by their importance on mini-batches of ``task``, and give each cluster its strength."""
@@ -278,7 +279,8 @@ class DWD(Method):
             earlier = {name: node["fisher"] for name, node in nodes.items()}
             likeness = fisher_overlaps(self._glance(task, numbers, seed), earlier)
         else:
-            layer, rows, likeness = list(self.sites.values())[-1].layer, part_of(task, numbers).train, {}
+            layer, likeness = list(self.sites.values())[-1].layer, {}
+            rows = part_of(task, numbers, self.rows).train
             here = layer_features(self.model, layer, rows)
             for name, node in nodes.items():
                 with self.springs.at(node["anchor"]):
