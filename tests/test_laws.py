@@ -31,7 +31,7 @@ RULES: dict[str, Make] = {
     "replay, matching outputs": partial(Replay, share=0.5, match=0.5),
     "dwd, running": partial(DWD, every=1, rows=4, probes=4, graph="fisher"),
     "dwd, features": partial(DWD, groups="auto", probes=4, graph="features"),
-    "dwd, on the update": partial(DWD, on="update", every=1, rows=4, probes=4, graph="fisher"),
+    "dwd, on the update": partial(DWD, protect="update", every=1, rows=4, probes=4, graph="fisher"),
     "share, dense": partial(Share, components=3, temporary=1, core="dense"),
 }
 FORMS: dict[str, Make] = {

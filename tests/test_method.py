@@ -25,7 +25,7 @@ def length(one, other):
 MAKERS = {
     "ewc-lora": lambda **k: EWCLoRA(tiny_mlp(modules_to_save=None, use_rslora=True), **k),
     "ewc-lora, merged": lambda **k: EWCLoRA(tiny_mlp(modules_to_save=None), mode="merge", **k),
-    "dwd": lambda **k: DWD(tiny_mlp(modules_to_save=None, use_rslora=True), on="update", probes=4, **k),
+    "dwd": lambda **k: DWD(tiny_mlp(modules_to_save=None, use_rslora=True), protect="update", probes=4, **k),
     "ewc": lambda **k: EWC(MLP(), **k),
     "ewc, online": lambda **k: EWC(MLP(), decay=0.9, **k),
 }

@@ -11,15 +11,15 @@ from retain.fisher.springs import Springs
 from retain.lora import sites
 
 KINDS = {"mlp": (tiny_mlp, vectors), "bert": (tiny_bert, texts), "resnet": (tiny_resnet, images)}
-both = pytest.mark.parametrize("on", ["factors", "update"])
+both = pytest.mark.parametrize("protect", ["factors", "update"])
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def held(kind, on):
+def held(kind, protect):
     """Springs of a model as if it had been trained; classifiers beside the adapter are held with it."""
     model = filled(KINDS[kind][0]().eval())
     beside = {n: p for n, p in model.named_parameters() if "modules_to_save" in n}
-    return Springs(model, sites(model), beside, on)
+    return Springs(model, sites(model), beside, protect)
 
 
 @torch.no_grad()
@@ -50,8 +50,8 @@ def changes(springs, anchor):
 
 @both
 @every_kind
-def test_springs_are_the_sum_over_all_numbers(kind, on):
-    springs = held(kind, on)
+def test_springs_are_the_sum_over_all_numbers(kind, protect):
+    springs = held(kind, protect)
     anchor, (fisher, factors) = springs.here(), random_importance(springs)
     assert all(float(rise) == 0 for rise in springs.rises(fisher, anchor, factors))
     displaced(springs, 1)
@@ -67,8 +67,8 @@ def test_springs_are_the_sum_over_all_numbers(kind, on):
 
 
 @both
-def test_gradients_are_those_of_the_dense_formula(on):
-    springs = held("bert", on)
+def test_gradients_are_those_of_the_dense_formula(protect):
+    springs = held("bert", protect)
     anchor, (fisher, factors) = springs.here(), random_importance(springs)
     displaced(springs, 1)
     dense = []
@@ -98,9 +98,9 @@ def test_rows_are_rank_indices_of_factors_and_outputs_of_the_rest():
     }
 
 
-@pytest.mark.parametrize(("on", "free"), [("factors", False), ("update", True)])
-def test_only_the_update_depends_on_no_gauge(on, free):
-    springs = held("mlp", on)
+@pytest.mark.parametrize(("protect", "free"), [("factors", False), ("update", True)])
+def test_only_the_update_depends_on_no_gauge(protect, free):
+    springs = held("mlp", protect)
     anchor, (fisher, factors) = springs.here(), random_importance(springs)
     R = torch.tensor([[2.0, 0.5], [0.0, 1.0]])
     for site in sites(springs.model).values():
@@ -122,8 +122,8 @@ def test_importance_is_the_fisher_of_factors_or_of_the_update(kind):
 
 @both
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_a_few_tensors_at_a_time_give_the_same(on, at_once, monkeypatch):
-    springs, task = held("bert", on), texts()
+def test_a_few_tensors_at_a_time_give_the_same(protect, at_once, monkeypatch):
+    springs, task = held("bert", protect), texts()
     whole = dict(springs.importance(task, None, seed=3, samples=6))
     sizes = []
     for name in ("unchecked_parameters", "unchecked_weights"):
@@ -152,8 +152,8 @@ def test_what_has_no_part_in_the_outputs_has_no_importance():
 
 @both
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_a_pull_to_many_points_is_one_parabola(on, count):
-    springs = held("mlp", on)
+def test_a_pull_to_many_points_is_one_parabola(protect, count):
+    springs = held("mlp", protect)
     points = {str(i): displaced(springs, i) for i in range(count)}
     weights = {str(i): w for i, w in enumerate([0.4, 0.1, 0.2, 0.15, 0.12][:count])}
     start = displaced(springs, 9)
@@ -184,7 +184,7 @@ def test_a_pull_to_many_points_is_one_parabola(on, count):
 
 
 @both
-def test_bytes_are_those_of_what_is_kept(on):
-    springs = held("bert", on)
+def test_bytes_are_those_of_what_is_kept(protect):
+    springs = held("bert", protect)
     assert springs.value_bytes == sum(t.nbytes for t in springs.here().values())
     assert springs.importance_bytes == sum(F.nbytes for _, F in springs.importance(texts(sizes=(2,)), None))

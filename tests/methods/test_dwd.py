@@ -49,7 +49,7 @@ def test_without_its_parts_it_is_online_ewc_to_the_bit(parts, decay):
 
 def test_on_the_update_it_is_then_ewc_lora_with_a_diagonal_to_the_bit():
     tasks = [texts(name, seed=seed) for seed, name in enumerate("abc")]
-    ours = learned(*tasks, model=tiny_bert, on="update", decay=0.5, **PLAIN)
+    ours = learned(*tasks, model=tiny_bert, protect="update", decay=0.5, **PLAIN)
     lora = learned(*tasks, method=EWCLoRA, model=tiny_bert, decay=0.5, fisher=DIAGONAL)
     assert same(weights(ours), weights(lora)) and ours.strength == lora.strength
 
@@ -121,7 +121,9 @@ def grouped(**options):
     return learned(A, B, model=tiny_mlp, epochs=3, running=None, **{"groups": 3, "probes": 4, "rows": 2} | options)
 
 
-@pytest.mark.parametrize("options", [{}, {"groups": "auto"}, {"assign": "mixture"}, {"on": "update"}, {"units": 6}])
+@pytest.mark.parametrize(
+    "options", [{}, {"groups": "auto"}, {"assign": "mixture"}, {"protect": "update"}, {"units": 6}]
+)
 def test_every_group_has_a_strength_and_the_total_is_kept(options):
     method = grouped(**options)
     units = method._units
@@ -151,7 +153,7 @@ def test_groups_are_made_anew_at_every_boundary_and_are_the_same_for_the_same_se
 def test_units_are_the_rank_indices_of_factors_and_blocks_of_outputs_of_the_update():
     sizes = {name: len(cuts.unique()) for name, cuts in DWD(tiny_mlp())._units.cuts.items()}
     assert sorted(sizes.values()) == [2, 2, 2, 2, 3, 3]
-    assert sorted(len(c.unique()) for c in DWD(tiny_mlp(), on="update", units=12)._units.cuts.values()) == [3] * 4
+    assert sorted(len(c.unique()) for c in DWD(tiny_mlp(), protect="update", units=12)._units.cuts.values()) == [3] * 4
 
 
 def test_a_single_group_says_so_and_is_online_ewc():
@@ -175,10 +177,10 @@ def test_no_importance_at_all_is_refused():
 
 
 @pytest.mark.parametrize("graph", ["fisher", "features"])
-@pytest.mark.parametrize("on", ["factors", "update"])
-def test_the_graph_pulls_towards_the_tasks_that_a_new_one_is_like(graph, on):
+@pytest.mark.parametrize("protect", ["factors", "update"])
+def test_the_graph_pulls_towards_the_tasks_that_a_new_one_is_like(graph, protect):
     def away(attraction):
-        method = learned(A, B, epochs=10, on=on, strength=100.0, graph=graph, attraction=attraction, **PLAIN)
+        method = learned(A, B, epochs=10, protect=protect, strength=100.0, graph=graph, attraction=attraction, **PLAIN)
         train(method, A, epochs=10)
         assert method.edges.keys() == {"a", "b"} and sum(method.edges.values()) == pytest.approx(1)
         anchors = {name: node["anchor"] for name, node in method.nodes.items()}
@@ -223,7 +225,7 @@ def test_a_part_without_importance_is_named():
         ({"running": False}, r"running must lie in \[0, 1\).* got False"),
         ({"every": 0}, "every must be a whole number of at least 1, got 0"),
         ({"groups": "autp"}, "groups: 'autp' is not allowed; expected a whole number of at least 1, or 'auto'"),
-        ({"on": "updates"}, "unknown on 'updates'; known: factors, update; did you mean 'update'"),
+        ({"protect": "updates"}, "unknown protect 'updates'; known: factors, update; did you mean 'update'"),
         ({"assign": "kmeans"}, "unknown assign 'kmeans'; known: k-means, mixture; did you mean 'k-means'"),
         ({"graph": "cka"}, "unknown graph 'cka'; known: None, fisher, features"),
         ({"exponent": -0.5}, "exponent must be at least 0 and finite, got -0.5"),
@@ -242,8 +244,10 @@ def test_a_state_of_other_keywords_is_refused():
     state = learned(A, graph="features").state_dict()
     with pytest.raises(ValueError, match="the state has a task graph, and graph is not set"):
         DWD(tiny_mlp()).load_state_dict(state)
-    with pytest.raises(ValueError, match="the state has no importance of 0: was it kept with another value of `on`"):
-        DWD(tiny_mlp(), on="update", graph="features").load_state_dict(state)
+    with pytest.raises(
+        ValueError, match="the state has no importance of 0: was it kept with another value of `protect`"
+    ):
+        DWD(tiny_mlp(), protect="update", graph="features").load_state_dict(state)
     bare = {key: t for key, t in state.items() if not key.startswith("fisher/")}
     with pytest.raises(ValueError, match="finished tasks and no importance of theirs"):
         DWD(tiny_mlp(), graph="features").load_state_dict(bare)

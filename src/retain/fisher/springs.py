@@ -16,7 +16,7 @@ from retain.linalg import squared_norm
 from retain.lora import Site
 from retain.task import Task, precise
 
-On = Literal["factors", "update"]
+Protect = Literal["factors", "update"]
 Values = Mapping[str, Tensor]
 
 
@@ -34,14 +34,16 @@ class Springs:
         tally: of the last pass.
     """
 
-    def __init__(self, model: nn.Module, sites: Mapping[str, Site], beside: Values, on: On) -> None:
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site], beside: Values, protect: Protect) -> None:
         self.model = model
         names = {id(p): name for name, p in model.named_parameters()}
         self.factors = {name: [names[id(p)] for p in site.parameters] for name, site in sites.items()}  # B, A
         held = {name for pair in self.factors.values() for name in pair} | beside.keys()
         self.anchored = {name: p for name, p in model.named_parameters() if name in held}
-        self.updates = dict(sites) if on == "update" else {}
-        self.parameters = self.anchored if on == "factors" else {n: p for n, p in self.anchored.items() if n in beside}
+        self.updates = dict(sites) if protect == "update" else {}
+        self.parameters = (
+            self.anchored if protect == "factors" else {n: p for n, p in self.anchored.items() if n in beside}
+        )
         self.tally = Tally(0)
         self._columns = {B for B, _ in self.factors.values()}
 

@@ -18,7 +18,7 @@ from retain.fisher.estimate import check_traces
 from retain.fisher.forms import FORMS
 from retain.fisher.forms.form import check_count
 from retain.fisher.running import Running, part_of, probes
-from retain.fisher.springs import On, Springs
+from retain.fisher.springs import Protect, Springs
 from retain.grouping import Assign, Units, group_factors, signatures, spectral_groups
 from retain.method import Method, check_strength, faded
 from retain.mistakes import Within
@@ -29,7 +29,7 @@ from retain.taskgraph import edges, fisher_overlaps, layer_features, linear_cka
 Graph = Literal["fisher", "features"]
 Node = dict[str, dict[str, Tensor]]
 STRENGTHS = {"factors": 1e3, "update": 1e4}  # of `ewc`, and of `ewc-lora` with a diagonal
-CHOICES: dict[str, Any] = {"on": get_args(On), "assign": get_args(Assign), "graph": (None, *get_args(Graph))}
+CHOICES: dict[str, Any] = {"protect": get_args(Protect), "assign": get_args(Assign), "graph": (None, *get_args(Graph))}
 ESTIMATE, PROBE, CLUSTER, EDGE = range(4)  # what randomness is for
 
 
@@ -49,11 +49,10 @@ class DWD(Method):
 
     Args:
         model: a model from ``peft.get_peft_model``.
-        strength: lambda. None: 1e3 on factors and 1e4 on the update, those of ``ewc`` and of ``ewc-lora`` with a
-            diagonal.
+        strength: lambda. None: 1e3 on factors and 1e4 on the update, as in ``ewc`` and a diagonal ``ewc-lora``.
         decay: of Online EWC, in [0, 1].
-        on: theta is the LoRA "factors", or the "update" dW = s B A, which depends on no gauge and whose F is as large
-            as the adapted weights. Linear layers beside the adapter belong to either.
+        protect: theta is the LoRA "factors", or the "update" dW = s B A, which depends on no gauge and whose F is as
+            large as the adapted weights. Linear layers beside the adapter belong to either.
         running: gamma of the average over estimates, in [0, 1); 0.9 to 0.95 in the source. None: F_t is measured by one
             pass at the end of a task, and so it is where a task has no estimate.
         every: optimizer steps from estimate to estimate.
@@ -82,7 +81,7 @@ class DWD(Method):
         *,
         strength: float | None = None,
         decay: float = 1.0,
-        on: On = "factors",
+        protect: Protect = "factors",
         running: float | None = 0.9,
         every: int = 10,
         groups: int | Literal["auto"] = 4,
@@ -98,17 +97,16 @@ class DWD(Method):
         seed: int = 0,
     ) -> None:
         super().__init__(model, seed=seed)
-        self.check(
-            **{"strength": strength, "decay": decay, "on": on, "running": running, "every": every, "groups": groups},
-            **{"exponent": exponent, "assign": assign, "units": units, "probes": probes, "rows": rows, "graph": graph},
-            **{"attraction": attraction, "at_once": at_once, "fisher": fisher},
-        )
-        self.strength = STRENGTHS[on] if strength is None else strength
+        numbers = {"every": every, "units": units, "probes": probes, "rows": rows, "groups": groups, "at_once": at_once}
+        scales = {"exponent": exponent, "attraction": attraction}
+        names = {"protect": protect, "assign": assign, "graph": graph}
+        self.check(**numbers, **names, strength=strength, decay=decay, running=running, fisher=fisher, **scales)
+        self.strength = STRENGTHS[protect] if strength is None else strength
         self.decay, self.running, self.every = decay, running, every
         self.groups, self.exponent, self.assign, self.units = groups, exponent, assign, units
         self.probes, self.rows, self.graph, self.attraction, self.at_once = probes, rows, graph, attraction, at_once
         self.choice = choose(fisher, self.FISHER)
-        self.springs = Springs(model, self.sites, self.linear_beside(), on)
+        self.springs = Springs(model, self.sites, self.linear_beside(), protect)
         self._units = Units(self.springs.rows, units)
         self.fisher: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
@@ -225,7 +223,9 @@ class DWD(Method):
             raise ValueError("the state has a task graph, and graph is not set")
         missing = [name for name in self.springs.names if f"fisher/{name}" not in state]
         if "fisher" in roots and missing:
-            raise ValueError(f"the state has no importance of {missing[0]}: was it kept with another value of `on`?")
+            raise ValueError(
+                f"the state has no importance of {missing[0]}: was it kept with another value of `protect`?"
+            )
         super().load_state_dict(state)
 
     def _measured(self, task: Task) -> Iterator[tuple[str, Tensor]]:
