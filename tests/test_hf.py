@@ -192,11 +192,9 @@ def with_heads() -> Any:
     return model
 
 
-MIDTASK = {
-    "sequential": {},
+MIDTASK = dict.fromkeys(METHODS, {}) | {
     "ewc-lora": {"strength": 30.0, "fisher": {"samples": 8}},
     "merge": {"strength": 30.0, "fisher": {"samples": 8}, "mode": "merge"},
-    "eblora": {},
     "share": {"components": 3},
     "replay": {"share": 0.5, "match": 0.5, "batch_size": 3},
     "lwf": {"weight": 3.0, "batch_size": 3},
