@@ -148,8 +148,8 @@ def statistics(
 
 def root(C: Tensor) -> Tensor:
     """H (n, n) with H H' = ``C`` (n, n), symmetric and positive semi-definite: a second moment as ``grow`` takes it."""
-    values, vectors = torch.linalg.eigh(precise(C))
-    return vectors * values.clamp(min=0).sqrt()
+    values, vectors = torch.linalg.eigh(C.double())  # in float32 it may not converge where most inputs are always zero
+    return (vectors * values.clamp(min=0).sqrt()).to(precise(C))
 
 
 class _Matrix:
