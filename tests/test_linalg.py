@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from retain.linalg import (
+    complement,
     effective_rank,
     energy_concentration,
     leading_svd,
@@ -217,6 +218,13 @@ def test_orthonormalised_columns_stay_near_and_span_the_same():
     assert_orthonormal(Q, 1e-14)
     torch.testing.assert_close(project_out(near, Q), torch.zeros_like(near), atol=1e-14, rtol=0)
     assert (Q - X).abs().max() < 2e-2
+
+
+@pytest.mark.parametrize("columns", [1, 5, 9])
+def test_a_complement_is_all_the_rest(columns):
+    F = orthonormal_basis(factors(10, 1, columns)[0])
+    assert_orthonormal(torch.cat([F, complement(F)], 1), 1e-12)
+    assert complement(F).shape == (10, 10 - columns)
 
 
 @pytest.mark.parametrize(("n", "m", "rank"), [(60, 40, 5), (40, 60, 5), (6, 9, 4), (9, 6, 8)])

@@ -7,6 +7,7 @@ from retain.methods.dwd import DWD
 from retain.methods.eblora import EBLoRA
 from retain.methods.ewc import EWC
 from retain.methods.ewc_lora import EWCLoRA
+from retain.methods.inflora import InfLoRA
 from retain.methods.joint import Joint
 from retain.methods.lwf import LwF
 from retain.methods.olora import OLoRA
@@ -24,6 +25,7 @@ __all__ = [
     "CrossEntropy",
     "EBLoRA",
     "EWCLoRA",
+    "InfLoRA",
     "Joint",
     "LwF",
     "Method",

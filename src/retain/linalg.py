@@ -72,6 +72,12 @@ def project_out(X: Tensor, F: Tensor) -> Tensor:
     return X
 
 
+def complement(F: Tensor) -> Tensor:
+    """Orthonormal columns (n, n - p) for all that those of ``F`` (n, p), 0 < p, leave of the space."""
+    (F,) = _precise(F)
+    return torch.linalg.qr(F, mode="complete").Q[:, F.shape[1] :].contiguous()
+
+
 def orthonormalised(X: Tensor) -> Tensor:
     """Orthonormal columns with the span of those of ``X`` (n, p), of full rank, and close to them: QR, R_ii > 0."""
     (X,) = _precise(X)

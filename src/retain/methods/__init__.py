@@ -5,6 +5,7 @@ from retain.methods.dwd import DWD
 from retain.methods.eblora import EBLoRA
 from retain.methods.ewc import EWC
 from retain.methods.ewc_lora import EWCLoRA
+from retain.methods.inflora import InfLoRA
 from retain.methods.joint import Joint
 from retain.methods.lwf import LwF
 from retain.methods.olora import OLoRA
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "dwd": DWD,
     "eblora": EBLoRA,
     "olora": OLoRA,
+    "inflora": InfLoRA,
     "share": Share,
     "replay": Replay,
     "lwf": LwF,
