@@ -16,18 +16,17 @@ import pytest
 from retain import run as running
 from retain import store
 from retain.config import RunConfig
+from retain.methods import METHODS
 from retain.run import run
 from retain.store import StoreError
 from runs import document, left_by, quiet, settings, yaml_file
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
 
-METHODS = {
-    "sequential": {"name": "sequential"},
-    "shared": {"name": "ewc-lora", "strength": 30.0, "fisher": {"samples": 8}},
+VARIANTS = {name: {"name": name} for name, method in METHODS.items() if not method.cumulative} | {
+    "ewc-lora": {"name": "ewc-lora", "strength": 30.0, "fisher": {"samples": 8}},
     "merge": {"name": "ewc-lora", "strength": 30.0, "mode": "merge", "rank": 3, "fisher": {"samples": 8}},
     "kronecker": {"name": "ewc-lora", "strength": 3.0, "fisher": {"form": "kronecker", "rank": 2, "sketches": 2}},
-    "per-task": {"name": "per-task"},
     "eblora": {"name": "eblora", "subspace": "second moment", "rank": 3, "samples": 8},
     "share": {"name": "share", "components": 3, "route": True},
     "replay": {"name": "replay", "share": 0.5, "match": 0.5, "batch_size": 3},
@@ -62,12 +61,12 @@ def stopped(config: RunConfig, name: str, call: int, error: type[BaseException] 
             run(config, quiet())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", VARIANTS)
 def test_a_run_killed_in_its_second_and_third_task_ends_as_if_it_had_not(
     method: str, bert: str, tmp_path: Path
 ) -> None:
     whole, broken = (
-        settings(bert, tmp_path, method=METHODS[method], output=str(tmp_path / name)) for name in ("whole", "broken")
+        settings(bert, tmp_path, method=VARIANTS[method], output=str(tmp_path / name)) for name in ("whole", "broken")
     )
     results = run(whole, quiet())
     stopped(broken, "fit", 2)
@@ -85,7 +84,7 @@ def test_a_run_stopped_again_and_again_while_it_scores_and_saves_ends_as_if_it_h
     bert: str, tmp_path: Path
 ) -> None:
     whole, broken = (
-        settings(bert, tmp_path, "mood sport", method=METHODS["merge"], output=str(tmp_path / name))
+        settings(bert, tmp_path, "mood sport", method=VARIANTS["merge"], output=str(tmp_path / name))
         for name in ("whole", "broken")
     )
     run(whole, quiet())
@@ -183,7 +182,7 @@ def test_kill_9(bert: str, tmp_path: Path) -> None:
     commands = {}
     for name in ("whole", "killed"):
         content = document(
-            bert, tmp_path, method=METHODS["shared"], training=training, output=str(tmp_path / name / "run")
+            bert, tmp_path, method=VARIANTS["ewc-lora"], training=training, output=str(tmp_path / name / "run")
         )
         commands[name] = [sys.executable, "-m", "retain", "run", yaml_file(content, tmp_path / f"{name}.yaml")]
     silent: Any = {"stdout": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
