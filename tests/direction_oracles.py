@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from oracles import single_rows
 from retain.lora import sites
@@ -42,3 +44,18 @@ def fewest_inputs(X: Tensor, F: Tensor, energy: float) -> Tensor:
         if (X.double() @ basis).square().sum() >= energy * X.double().square().sum():
             return basis
     raise AssertionError("all directions together hold everything")
+
+
+def magnitude_gradient(
+    base: nn.Module, directions: Mapping[str, list[Tensor]], magnitudes: list[float], batch: Any
+) -> Tensor:
+    """d loss / d s of ``base`` with weights W + sum_j s_j D_j, D_j the ``directions`` (out, in) of each layer."""
+    base, s = copy.deepcopy(base).double(), torch.tensor(magnitudes, dtype=torch.float64, requires_grad=True)
+    weights = {}
+    for name, changes in directions.items():
+        weights[f"{name}.weight"] = base.get_parameter(f"{name}.weight").detach()
+        for magnitude, D in zip(s, changes, strict=True):
+            weights[f"{name}.weight"] = weights[f"{name}.weight"] + magnitude * D.double()
+    inputs, targets = batch
+    outputs = torch.func.functional_call(base, weights, (inputs.double(),))
+    return torch.autograd.grad(nn.functional.cross_entropy(outputs, targets), s)[0]

@@ -13,6 +13,7 @@ from retain.methods.lwf import LwF
 from retain.methods.olora import OLoRA
 from retain.methods.per_task import PerTask
 from retain.methods.replay import Replay
+from retain.methods.sdlora import SDLoRA
 from retain.methods.sequential import Sequential
 from retain.methods.share import Share
 from retain.store import export
@@ -32,6 +33,7 @@ __all__ = [
     "OLoRA",
     "PerTask",
     "Replay",
+    "SDLoRA",
     "Sequential",
     "Share",
     "Site",

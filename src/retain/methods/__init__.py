@@ -11,6 +11,7 @@ from retain.methods.lwf import LwF
 from retain.methods.olora import OLoRA
 from retain.methods.per_task import PerTask
 from retain.methods.replay import Replay
+from retain.methods.sdlora import SDLoRA
 from retain.methods.sequential import Sequential
 from retain.methods.share import Share
 from retain.nearest import did_you_mean
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "eblora": EBLoRA,
     "olora": OLoRA,
     "inflora": InfLoRA,
+    "sdlora": SDLoRA,
     "share": Share,
     "replay": Replay,
     "lwf": LwF,
