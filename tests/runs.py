@@ -53,9 +53,9 @@ def quiet() -> Console:
 
 
 def untimed(value: Any) -> Any:
-    """``value`` without what may differ between two runs of the same: seconds."""
+    """``value`` without what may differ between two runs of the same: seconds, and the steps that they are of."""
     if isinstance(value, dict):
-        return {k: untimed(v) for k, v in value.items() if k != "seconds"}
+        return {k: untimed(v) for k, v in value.items() if k not in ("seconds", "steps")}
     return [untimed(v) for v in value] if isinstance(value, list) else value
 
 

@@ -103,7 +103,10 @@ def test_results_say_everything(bert: str, tmp_path: Path) -> None:
     assert low <= results["accuracy"]["scores"]["average_accuracy"] <= high
     adapter = Path(config.output, "tasks", "01-sport", "adapter")
     assert results["bytes"]["adapter"] == sum(p.stat().st_size for p in adapter.iterdir()) > 0
-    assert results["bytes"]["state"] > 0 and set(results["seconds"]) == {"train", "boundary", "evaluate"}
+    kinds = results["bytes"]["kinds"]
+    assert kinds == {"learned": 16} and results["bytes"]["state"] > sum(kinds.values())
+    assert (results["steps"], results["rows"]) == (2 * 3, "test")
+    assert set(results["seconds"]) == {"train", "boundary", "evaluate"}
     labels = json.loads(Path(config.output, "adapter", "labels.json").read_text())
     assert labels["sport"] == {"first_output": 2, "labels": ["loss", "win"]}
     left = {p.relative_to(config.output).as_posix() for p in Path(config.output).rglob("*") if p.is_file()}
@@ -153,7 +156,7 @@ def test_a_stream_of_images_split_by_class(vit: str, tmp_path: Path) -> None:
 
 def test_a_joint_run_trains_once_on_all_rows(bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, fit = [], running.fit
-    monkeypatch.setattr(running, "fit", lambda *a, **k: (trained.append(len(a[1].train)), fit(*a, **k)))
+    monkeypatch.setattr(running, "fit", lambda *a, **k: (trained.append(len(a[1].train)), fit(*a, **k))[1])
     config = settings(bert, tmp_path, "mood sport", method={"name": "joint"})
     results = run(config, quiet())
     assert trained == [32]
@@ -178,7 +181,7 @@ def test_training_arguments_of_a_task_reach_its_trainer(
     bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(running, "fit", lambda model, task, method, arguments, **k: seen.append((arguments, k)))
+    monkeypatch.setattr(running, "fit", lambda model, task, method, arguments, **k: seen.append((arguments, k)) or 0)
     content = document(bert, tmp_path, "mood sport")
     content["tasks"][1]["training"] = {"learning_rate": 0.5, "num_train_epochs": 2}
     run(running.configuration.parse(content), quiet())

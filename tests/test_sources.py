@@ -188,3 +188,65 @@ def test_splits_that_cannot_be(tokenizer: Any, sport: str) -> None:
     assert "no split 'train'" in refused(tokenizer, {"data_files": {"a": sport, "b": sport}})
     assert "the test split is empty" in refused(tokenizer, {"data_files": sport, "test_fraction": 0.01})
     assert "train[:" in refused(tokenizer, {"data_files": sport, "train": "train[:"})
+
+
+# --- Validation rows -------------------------------------------------------------------------------------------------
+
+
+def texts_of(tokenizer: Any, data: Any) -> set[str]:
+    return {tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in data}
+
+
+VALIDATION = {"evaluation": {"rows": "validation"}}
+
+
+def test_validation_rows_are_held_out_of_the_training_rows_and_test_rows_of_both(tokenizer: Any, sport: str) -> None:
+    entry = {"data_files": sport, "test_fraction": 0.25}
+    for seed in (0, 1):
+        final, tuning = (stream(tokenizer, entry, seed=seed, **config).tasks[0] for config in ({}, VALIDATION))
+        train, test, less, validation = (
+            texts_of(tokenizer, rows) for rows in (final.train, final.test, tuning.train, tuning.test)
+        )
+        assert (len(test), len(train), len(validation), len(less)) == (5, 15, 4, 11)
+        assert not test & (less | validation) and not less & validation and less | validation == train
+
+
+def test_a_file_of_test_rows_is_not_opened_for_validation(tokenizer: Any, sport: str, tmp_path: Path) -> None:
+    (tmp_path / "gone.jsonl").write_text("no JSON")
+    files = {"train": sport, "test": str(tmp_path / "gone.jsonl")}
+    task = stream(tokenizer, {"data_files": files}, **VALIDATION).tasks[0]
+    assert (len(task.train), len(task.test)) == (16, 4)
+    assert "cannot read" in refused(tokenizer, {"data_files": files})
+
+
+def test_a_validation_split_is_used_where_there_is_one(tokenizer: Any, sport: str, mood: str, tmp_path: Path) -> None:
+    few = jsonl(tmp_path / "v.jsonl", rows(["win", "loss"], 2))
+    gone = str(tmp_path / "gone.jsonl")
+    sizes = [
+        ({"data_files": {"train": sport, "validation": few, "test": gone}}, (20, 4)),
+        ({"data_files": {"train": sport, "validation": few}}, (16, 4)),  # these are the test rows
+        ({"data_files": {"train": sport, "dev": few, "test": gone}, "validation": "dev[:3]"}, (20, 3)),
+        ({"data_files": {"train": sport, "dev": few}, "validation": "dev"}, (16, 4)),  # and no test split
+        ({"data_files": sport, "train": "train[:12]", "test": "train[16:]", "validation": "train[12:16]"}, (12, 4)),
+    ]
+    for entry, expected in sizes:
+        task = stream(tokenizer, entry, **VALIDATION).tasks[0]
+        assert (len(task.train), len(task.test)) == expected
+    odd = {"data_files": {"train": sport, "validation": mood, "test": few}}
+    assert "validation label 'glad' is never seen in training" in refused(tokenizer, odd, **VALIDATION)
+    assert "validation 'train[:3]' is part of 'train'" in refused(
+        tokenizer, {"data_files": sport, "validation": "train[:3]"}
+    )
+
+
+def test_subsets_are_taken_of_what_is_left(tokenizer: Any, sport: str) -> None:
+    task = stream(tokenizer, {"data_files": sport, "max_train": 12, "max_test": 2}, **VALIDATION).tasks[0]
+    assert (len(task.train), len(task.test)) == (12, 2)
+
+
+def test_a_seed_of_its_own_fixes_the_rows_whatever_the_seed_of_the_run(tokenizer: Any, sport: str) -> None:
+    entry = {"data_files": sport, "max_train": 6}
+    one, same, other = (
+        stream(tokenizer, entry, **seeds).tasks[0] for seeds in ({"seed": 0}, {"seed": 3, "split_seed": 0}, {"seed": 3})
+    )
+    assert (one.train[:], one.test[:]) == (same.train[:], same.test[:]) != (other.train[:], other.test[:])

@@ -28,6 +28,7 @@ OURS = {  # keywords of TrainingArguments that a run sets itself
 }
 
 Count = Annotated[int, Strict(), Field(ge=1)]
+Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 Text = Annotated[str, Strict(), Field(min_length=1)]
 Label = Annotated[str, Strict()] | Annotated[int, Strict()] | Annotated[bool, Strict()]
 Files = Text | list[Text] | dict[str, Text | list[Text]]
@@ -56,19 +57,20 @@ class HeadsConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """How tasks are scored."""
+    """How tasks are scored, and on which rows: "test" if nothing is said."""
 
     batch_size: Count = 64
+    rows: Literal["test", "validation"] | None = None
 
 
 class TaskConfig(_Section):
     """One entry of ``tasks``: where its rows are, which columns count, and what it trains with.
 
     ``path``, ``config``, ``data_files`` and ``data_dir`` go to ``datasets.load_dataset``; ``train`` and ``test`` are
-    split expressions such as ``train[:200]``. Without a test split, ``test_fraction`` of the training rows, stratified
-    by label and chosen by the run's seed, are held out. ``split_by_class: n`` makes several tasks of n classes each, in
-    order of label; ``max_train`` and ``max_test`` hold for each of them. ``max_length`` is in tokens. ``training``
-    overrides the run's for this task.
+    split expressions such as ``train[:200]``, and so is ``validation``, which ``evaluation.rows`` may ask for. Without a
+    split, ``test_fraction`` of the training rows, stratified by label and chosen by the run's seed, are held out.
+    ``split_by_class: n`` makes several tasks of n classes each, in order of label; ``max_train`` and ``max_test`` hold
+    for each of them. ``max_length`` is in tokens. ``training`` overrides the run's for this task.
     """
 
     name: Text
@@ -78,6 +80,7 @@ class TaskConfig(_Section):
     config: Text | None = None
     train: Text | None = None
     test: Text | None = None
+    validation: Text | None = None
     text: Text | Annotated[list[Text], Field(min_length=2, max_length=2)] = "text"
     image: Text = "image"
     label: Text = "label"
@@ -112,7 +115,13 @@ class RunConfig(_Section):
     tasks: Annotated[list[TaskConfig], Field(min_length=1)]
     scenario: Literal["task", "class", "domain"] = "task"
     output: Text = "runs/run"
-    seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
+    split_seed: Seed | None = None
+
+    @property
+    def rows_seed(self) -> int:
+        """The seed of subsets and of rows that are held out."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @model_validator(mode="before")
     @classmethod

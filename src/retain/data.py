@@ -55,7 +55,7 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
     Raises:
         DataError: the first thing wrong with the data, in one line.
     """
-    pieces = [piece for entry in config.tasks for piece in _pieces(entry, config.seed)]
+    pieces = [piece for entry in config.tasks for piece in _pieces(entry, config)]
     names = [piece.name for piece in pieces]
     for name in names:
         if names.count(name) > 1:
@@ -81,9 +81,10 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
     return Stream(tasks, labels, groups)
 
 
-def _pieces(entry: TaskConfig, seed: int) -> Iterator[_Piece]:
+def _pieces(entry: TaskConfig, config: RunConfig) -> Iterator[_Piece]:
     """The tasks that an entry becomes: one, or one for every ``split_by_class`` classes."""
-    train, test, classes = read(entry, seed)
+    seed, scored = config.rows_seed, config.evaluation.rows or "test"
+    train, test, classes = read(entry, seed, scored)
     step = entry.split_by_class or len(classes)
     for i, start in enumerate(range(0, len(classes), step)):
         name, own = f"{entry.name}-{i}" if entry.split_by_class else entry.name, classes[start : start + step]
@@ -91,7 +92,7 @@ def _pieces(entry: TaskConfig, seed: int) -> Iterator[_Piece]:
             raise DataError(f"task {name!r}: max_train {entry.max_train} is less than its {len(own)} classes")
         own_train, own_test = train.of(own).at_most(entry.max_train, seed), test.of(own).at_most(entry.max_test, seed)
         if not len(own_test.names):
-            raise DataError(f"task {name!r}: the test split has no row of its classes {', '.join(own)}")
+            raise DataError(f"task {name!r}: the {scored} split has no row of its classes {', '.join(own)}")
         yield _Piece(name, entry, own, own_train, own_test)
 
 

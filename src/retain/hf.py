@@ -163,11 +163,14 @@ def fit(
     *,
     head_learning_rate: float | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> None:
+) -> int:
     """Train ``model`` on ``task`` through Trainer with ``method`` beside the optimizer, between its begin and end.
 
     The loss is the task's, as a mean over the examples (tokens, for sequences) of a whole optimizer step. A
     checkpoint left in ``arguments.output_dir`` by an interrupted training is continued.
+
+    Returns:
+        The optimizer steps that were taken here.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -188,7 +191,9 @@ def fit(
         callbacks=[ContinualCallback(method), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(Path(arguments.output_dir)))
+    checkpoint = _last_checkpoint(Path(arguments.output_dir))
+    before = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    return trainer.train(resume_from_checkpoint=checkpoint).global_step - before
 
 
 def _checkpoint(arguments: Any, state: Any) -> Path:

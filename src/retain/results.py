@@ -61,12 +61,13 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
         "scenario": config.scenario,
         "seed": config.seed,
         "tasks": names,
+        "rows": config.evaluation.rows or "test",
         "accuracy": _scored(records, names, kinds[0], rows),
     }
     for kind in kinds[1:]:
         summary[f"accuracy_task_{kind}"] = _scored(records, names, kind, rows)
     if len(kinds) > 1:
-        summary["task_found"] = {"matrix": _rounded(_matrix(_columns(records, names, "task_found")))}
+        summary["task_found"] = {"matrix": _rounded(_matrix(columns(records, names, "task_found")))}
     summary["loss"] = {"matrix": _rounded(_loss(records, names)), "unit": "nats per example"}
     summary["calibration"] = [
         {"after": r["learned"], **r["calibration"]} for r in records if r.get("calibration") is not None
@@ -74,8 +75,23 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
     summary["warnings"] = {f"after {r['learned']}": r["warnings"] for r in records if r.get("warnings")}
     summary["bytes"] = records[-1].get("bytes", {})
     summary["boundary"] = {f"after {r['learned']}": r["boundary"] for r in records if r.get("boundary")}
+    summary["steps"] = sum(entry.get("steps", 0) for entry in records)
     summary["seconds"] = _seconds(records)
     return summary
+
+
+def columns(records: Sequence[Mapping[str, Any]], names: Sequence[str], kind: str) -> list[np.ndarray]:
+    """Per task the outcomes (T+1, rows) of its test rows after every stage; NaN where nothing was measured.
+
+    ``records`` are those of all stages, ``kind`` is one of ``KINDS``.
+    """
+    found = []
+    for name in names:
+        column = np.full((len(names) + 1, records[0]["tasks"][name]["rows"]), np.nan)
+        for entry in records:
+            column[entry["learned"]] = [int(bit) for bit in entry["tasks"][name][kind]]
+        found.append(column)
+    return found
 
 
 def calibrate(
@@ -170,9 +186,9 @@ def _compared(foreseen: float | None, measured: float, error: float) -> dict[str
 
 
 def _scored(records: Sequence[Mapping[str, Any]], names: Sequence[str], kind: str, rows: np.ndarray) -> dict[str, Any]:
-    columns = _columns(records, names, kind)
-    matrix = _matrix(columns)
-    intervals = {name: scores.bootstrap(columns, score) for name, score in INTERVALS.items()}
+    outcomes = columns(records, names, kind)
+    matrix = _matrix(outcomes)
+    intervals = {name: scores.bootstrap(outcomes, score) for name, score in INTERVALS.items()}
     return {
         "matrix": _rounded(matrix),
         "scores": {name: _number(value) for name, value in scores.summary(matrix, n=rows).items()},
@@ -180,19 +196,8 @@ def _scored(records: Sequence[Mapping[str, Any]], names: Sequence[str], kind: st
     }
 
 
-def _columns(records: Sequence[Mapping[str, Any]], names: Sequence[str], kind: str) -> list[np.ndarray]:
-    """Per task the outcomes (T+1, rows) of its test rows after every stage; NaN where nothing was measured."""
-    columns = []
-    for name in names:
-        column = np.full((len(names) + 1, records[0]["tasks"][name]["rows"]), np.nan)
-        for entry in records:
-            column[entry["learned"]] = [int(bit) for bit in entry["tasks"][name][kind]]
-        columns.append(column)
-    return columns
-
-
-def _matrix(columns: Sequence[np.ndarray]) -> np.ndarray:
-    return np.stack([column.mean(1) for column in columns], axis=1)
+def _matrix(outcomes: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack([column.mean(1) for column in outcomes], axis=1)
 
 
 def _loss(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> np.ndarray:

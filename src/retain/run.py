@@ -210,7 +210,7 @@ def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar) -> None:
     found: dict[str, Any] = {"boundary": {}, "warnings": warned}
     foreseen, remembered = dict[str, float](), dict[str, float]()
     if stage.task is not None:
-        _train(shop, stage.task, stage, bar, warned)
+        found["steps"] = _train(shop, stage.task, stage, bar, warned)
         clock.lap("train")
         bar.show(f"{stage.name}: measuring what it needs")
         foreseen, remembered = shop.method.predicted_rise(), shop.method.remembered
@@ -227,13 +227,13 @@ def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar) -> None:
     _save(shop, stage, scores, found | {"seconds": clock.seconds})
 
 
-def _train(shop: Workshop, task: Task, stage: Stage, bar: WorkBar, warned: list[str]) -> None:
+def _train(shop: Workshop, task: Task, stage: Stage, bar: WorkBar, warned: list[str]) -> int:
     choose_trainable(shop, stage.number)
     bar.show(f"{stage.name}: training")
     with _heard(warned):
         shop.method.begin_task(task)
     rate, bars = shop.config.heads.learning_rate, [StepBar(bar, stage.work)]
-    fit(shop.model, task, shop.method, stage.arguments, head_learning_rate=rate, callbacks=bars)
+    return fit(shop.model, task, shop.method, stage.arguments, head_learning_rate=rate, callbacks=bars)
 
 
 def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Score]:
@@ -264,9 +264,10 @@ def _save(shop: Workshop, stage: Stage, scores: dict[str, Score], found: dict[st
     if stage.task is not None:
         shop.write_adapter(stage.folder / "adapter")
         store.write_tensors(stage.folder / MODEL, adapter_parameters(shop.model))
-        store.write_tensors(stage.folder / METHOD, shop.method.state_dict())
+        store.write_tensors(stage.folder / METHOD, state := shop.method.state_dict())
         store.write_tensors(stage.folder / LOSSES, row_losses(scores))
-        found["bytes"] = {"adapter": store.size(stage.folder / "adapter"), "state": store.size(stage.folder / METHOD)}
+        sizes = {"adapter": store.size(stage.folder / "adapter"), "state": store.size(stage.folder / METHOD)}
+        found["bytes"] = sizes | {"kinds": store.by_kind(state)}
         shutil.rmtree(stage.folder / "trainer", ignore_errors=True)
     store.write_json(stage.folder / "scores.json", found)
     store.close(stage.folder)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import datasets
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from retain.config import TaskConfig
 
 FORMATS = ("json", "csv", "parquet", "arrow", "text", "xml", "hdf5", "webdataset", "imagefolder")
+Rows = Literal["test", "validation"]
 LONG = 64 * 2**20  # bytes of files from which on a progress bar is worth its line
 
 
@@ -66,33 +67,56 @@ def natural(name: str) -> tuple[int, int, str]:
     return (0, int(name), "") if re.fullmatch(r"[-+]?\d+", name) else (1, 0, name)
 
 
-def read(entry: TaskConfig, seed: int) -> tuple[Split, Split, list[str]]:
-    """The training rows and test rows of ``entry``, and its class names in order.
+def read(entry: TaskConfig, seed: int, scored: Rows = "test") -> tuple[Split, Split, list[str]]:
+    """The training rows of ``entry``, the rows to score, and its class names in order.
+
+    Args:
+        entry: of ``tasks``.
+        seed: of the rows that are held out where no split is named.
+        scored: "test" or "validation". Validation rows are a split of their own, or held out of the training rows; the
+            test rows are then kept out of both, and a file that holds nothing else is not opened.
 
     Raises:
         DataError: what is missing, empty, without a label, or labelled with what training never shows.
     """
+    named = list(entry.data_files) if isinstance(entry.data_files, dict) else None
+    if named and scored == "validation":
+        entry = _without_test(entry, *_names(entry, named))
     found = _load(entry)
-    train_rows, test_rows = _splits(entry, found)
-    train = _labelled(entry, "train", train_rows)
-    if test_rows is None:
-        keep = len(train.names) - round(entry.test_fraction * len(train.names))
-        kept = stratified(train.names, keep, seed)
-        held_out = np.setdiff1d(np.arange(len(train.names)), kept)
-        train, test = train.take(kept), train.take(held_out)
-    else:
-        test = _labelled(entry, "test", test_rows)
+    train_name, test_name, validation_name = _names(entry, named or list(found))
+    rows = train = _labelled(entry, "train", _split(entry, found, train_name))
+    if test_name is None:
+        train, rows = _held_out(train, entry.test_fraction, seed)
+    elif scored == "test":
+        rows = _labelled(entry, "test", _split(entry, found, test_name))
+    if scored == "validation" and validation_name is None:
+        train, rows = _held_out(train, entry.test_fraction, seed)
+    elif scored == "validation":
+        rows = _labelled(entry, "validation", _split(entry, found, str(validation_name)))
     classes = _classes(entry, train)
     if entry.classes:
-        train, test = train.of(classes), test.of(classes)
-    if not len(test.names):
-        raise DataError(f"task {entry.name!r}: the test split is empty")
-    for name in sorted(set(test.names.tolist()) - set(classes), key=natural):
+        train, rows = train.of(classes), rows.of(classes)
+    if not len(rows.names):
+        raise DataError(f"task {entry.name!r}: the {scored} split is empty")
+    for name in sorted(set(rows.names.tolist()) - set(classes), key=natural):
         raise DataError(
-            f"task {entry.name!r}: test label {name!r} is never seen in training; "
+            f"task {entry.name!r}: {scored} label {name!r} is never seen in training; "
             f"labels there: {_few(classes)}{did_you_mean(name, classes)}"
         )
-    return train, test, classes
+    return train, rows, classes
+
+
+def _held_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """``split`` without a ``fraction`` of its rows, stratified by label, and those."""
+    kept = stratified(split.names, len(split.names) - round(fraction * len(split.names)), seed)
+    return split.take(kept), split.take(np.setdiff1d(np.arange(len(split.names)), kept))
+
+
+def _without_test(entry: TaskConfig, train: str, test: str | None, validation: str | None) -> TaskConfig:
+    """``entry`` without the files of its test rows, unless other rows come from them too."""
+    unread = _mentioned(test or "") - _mentioned(train) - _mentioned(validation or "")
+    files = {split: files for split, files in entry.data_files.items() if split not in unread}  # type: ignore[union-attr]
+    return entry.model_copy(update={"data_files": files})
 
 
 def _classes(entry: TaskConfig, train: Split) -> list[str]:
@@ -135,13 +159,18 @@ def check_column(task: str, rows: datasets.Dataset, column: str) -> None:
         raise DataError(f"task {task!r}: no column {column!r}; columns: {_few(known)}{did_you_mean(column, known)}")
 
 
-def _splits(entry: TaskConfig, found: datasets.DatasetDict) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """Training rows, and test rows if a split is named for them or is called test or validation."""
-    train = entry.train or ("train" if "train" in found or len(found) > 1 else next(iter(found)))
+def _names(entry: TaskConfig, found: Sequence[str]) -> tuple[str, str | None, str | None]:
+    """What the training, test and validation rows are called among the splits ``found``; None: they are held out."""
+    train = entry.train or ("train" if "train" in found or len(found) > 1 else found[0])
+    for kind, expression in (("test", entry.test), ("validation", entry.validation)):
+        if entry.train is None and expression is not None and train in _mentioned(expression):
+            raise DataError(
+                f"task {entry.name!r}: {kind} {expression!r} is part of {train!r}; name the rest with `train`"
+            )
     test = entry.test or next((s for s in ("test", "validation") if s in found and s not in _mentioned(train)), None)
-    if entry.train is None and entry.test is not None and train in _mentioned(entry.test):
-        raise DataError(f"task {entry.name!r}: test {entry.test!r} is part of {train!r}; name the rest with `train`")
-    return _split(entry, found, train), _split(entry, found, test) if test else None
+    taken = _mentioned(train) | _mentioned(test or "")
+    validation = entry.validation or ("validation" if "validation" in found and "validation" not in taken else None)
+    return train, test, validation
 
 
 def _mentioned(expression: str) -> set[str]:

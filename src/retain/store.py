@@ -141,6 +141,15 @@ def size(path: Path) -> int:
     return sum(p.stat().st_size for p in (path, *path.rglob("*")) if p.is_file())
 
 
+def by_kind(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Bytes of ``Method.state_dict`` by what they are: the first part of an entry's name."""
+    kinds: dict[str, int] = {}
+    for key, tensor in state.items():
+        kind = key.partition("/")[0]
+        kinds[kind] = kinds.get(kind, 0) + tensor.nbytes
+    return kinds
+
+
 def export(model: Any, folder: str | Path, batch: Mapping[str, Tensor] | None = None) -> float | None:
     """Write the adapter of ``model`` as a stock PEFT LoRA, the past baked in: ``PeftModel.from_pretrained`` loads it.
 

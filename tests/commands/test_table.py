@@ -27,6 +27,7 @@ def results(tasks: int = 2, name: str = "task", **change: Any) -> dict[str, Any]
         "method": {"name": "ewc-lora"},
         "scenario": "task",
         "tasks": [f"{name}{i}" for i in range(tasks)],
+        "rows": "test",
         "accuracy": {"matrix": matrix, "scores": scores, "intervals_95": intervals},
         "bytes": {"adapter": 1_300_000, "state": 900},
         "seconds": {"train": 61.2, "evaluate": 3.4},

@@ -168,11 +168,11 @@ def _tasks(config: RunConfig, entry: TaskConfig) -> Iterator[Task]:
     if not os.path.isdir(entry.path) and (entry.path not in FORMATS or "://" in files):
         yield entry.name, None, None if entry.classes is None else [str(c) for c in entry.classes]
         return
-    train, _, classes = read(entry, config.seed)
+    train, _, classes = read(entry, config.rows_seed, config.evaluation.rows or "test")
     step = entry.split_by_class or len(classes)
     for i, start in enumerate(range(0, len(classes), step)):
         own = classes[start : start + step]
-        rows = train.of(own).at_most(entry.max_train, config.seed)
+        rows = train.of(own).at_most(entry.max_train, config.rows_seed)
         yield f"{entry.name}-{i}" if entry.split_by_class else entry.name, len(rows.names), own
 
 

@@ -17,9 +17,9 @@ MISSING, ENDLESS = "·", 10_000
 
 def print_scores(console: Console, results: Mapping[str, Any]) -> None:
     """The score matrix of a run, rows = what was learned so far, and the scores that follow from it."""
-    accuracy, names = results["accuracy"], results["tasks"]
+    accuracy, names, rows = results["accuracy"], results["tasks"], results["rows"]
     kind = {"task": "task known", "class": "task unknown", "domain": "one shared head"}[results["scenario"]]
-    title, table = f"{results['method']['name']}: test accuracy ({kind})", _matrix(names, accuracy["matrix"])
+    title, table = f"{results['method']['name']}: {rows} accuracy ({kind})", _matrix(names, accuracy["matrix"])
     if console.measure(table, options=console.options.update(max_width=ENDLESS)).maximum > console.width:
         title, table = f"{title}; results.json has the whole matrix", _summary(names, accuracy["matrix"])
     console.print(f"[italic]{title}[/]", highlight=False)
@@ -29,7 +29,7 @@ def print_scores(console: Console, results: Mapping[str, Any]) -> None:
         if scores[name] is not None:
             form = ".3f" if name.endswith("accuracy") else "+.3f"
             value, low, high = (format(x, form) for x in (scores[name], *intervals[name]))
-            interval = f"[dim](95% over test rows: {low} to {high})[/]"
+            interval = f"[dim](95% over {rows} rows: {low} to {high})[/]"
             console.print(f"  {name.replace('_', ' '):<18} {value:>6}  {interval}", highlight=False)
     if results["calibration"]:
         _print_calibration(console, results["calibration"], names)
