@@ -67,7 +67,7 @@ class TaskConfig(_Section):
     """One entry of ``tasks``: where its rows are, which columns count, and what it trains with.
 
     ``path``, ``config``, ``data_files`` and ``data_dir`` go to ``datasets.load_dataset``; ``train`` and ``test`` are
-    split expressions such as ``train[:200]``, and so is ``validation``, which ``evaluation.rows`` may ask for. Without a
+    split expressions such as ``train[:200]``; so is ``validation``, which ``evaluation.rows`` may ask for. Without a
     split, ``test_fraction`` of the training rows, stratified by label and chosen by the run's seed, are held out.
     ``split_by_class: n`` makes several tasks of n classes each, in order of label; ``max_train`` and ``max_test`` hold
     for each of them. ``max_length`` is in tokens. ``training`` overrides the run's for this task.
