@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -89,6 +92,70 @@ def run(config: ConfigFile, overrides: Overrides = None) -> None:
     print_scores(console, results)
     output = Path(settings.output)
     console.print(f"adapter: {output / 'adapter'}   results: {output / 'results.json'}", soft_wrap=True)
+
+
+class Listing(typer.core.TyperCommand):
+    """Takes ``--methods a b`` for ``--methods a --methods b``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, listed(args, "--methods"))
+
+
+def listed(arguments: Sequence[str], option: str) -> list[str]:
+    """``arguments`` with ``option`` before each value that follows it, up to another option, an override or a file."""
+    found, taking = list[str](), False
+    for i, argument in enumerate(arguments):
+        if argument == option and i + 1 < len(arguments) and not arguments[i + 1].startswith("-"):
+            taking = True
+            continue
+        override = re.match(r"[^:]*=", argument)
+        taking = taking and not argument.startswith("-") and not argument.endswith((".yaml", ".yml")) and not override
+        found += [option, argument] if taking else [argument]
+    return found
+
+
+@app.command(cls=Listing)
+def compare(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="Names, [cyan]all[/], or variants such as [cyan]ewc-lora:mode=merge,rank=8[/]; several."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many, from the file's on.", min=1)] = 3,
+    budget: Annotated[
+        str, typer.Option(help="[cyan]full[/]: all rows, 5 values of a knob. [cyan]small[/]: 60 rows a task, 3 values.")
+    ] = "full",
+    tries: Annotated[
+        int | None, typer.Option(help="Values of every knob instead; 1 tunes nothing.", min=1, show_default=False)
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Whom differences are taken to; sequential if it is there.", show_default=False)
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Runs at a time; as many as cores and memory allow if not given.", min=1, show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder; the file's `output` and -compare if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Run methods side by side on the stream of a YAML file: one table, three figures; run again, it continues.
+
+    Every run is a [cyan]retain run[/] in OUTPUT/METHOD/seed-N. Before them,
+    each method's knob (strength, energy, ...) is set on validation rows, by the
+    same number of tries for all; no test row is used for that. Differences to
+    one method have 95 % intervals, paired by seed and test row.
+
+    Examples: [cyan]retain compare bot.yaml --methods sequential ewc-lora --seeds 1[/]
+    [cyan]retain compare bot.yaml --budget small training.num_train_epochs=1[/]
+    """
+    from retain.commands.compare import compare as command
+    from retain.config import load
+
+    options: dict[str, Any] = {"seeds": seeds, "budget": budget, "tries": tries, "against": against, "jobs": jobs}
+    if not command(load(config, overrides or ()), methods or ["all"], **options, output=output, console=Console()):
+        raise typer.Exit(1)
 
 
 @app.command()

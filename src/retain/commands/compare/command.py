@@ -1,0 +1,230 @@
+"""``retain compare``: every method on one stream, tuned alike, under the same seeds and on the same test rows."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from retain import store
+from retain.commands.compare.board import Board
+from retain.commands.compare.cells import Cell, Starter, held, starter, terminable, why, work
+from retain.commands.compare.comparison import Comparison, budget_named, claim, document
+from retain.commands.compare.entries import Entry, entries, reference
+from retain.commands.compare.figures import draw
+from retain.commands.compare.summary import read, summarise
+from retain.commands.compare.tables import markdown, show
+from retain.commands.compare.tuning import choose
+from retain.config import RunConfig
+from retain.run import check_folder
+
+ROOM, COPIES = 1.5 * 2**30, 4  # what a run takes: bytes beside the model, and times the bytes of its files
+
+
+def compare(
+    config: RunConfig,
+    asked: Sequence[str],
+    *,
+    seeds: int = 3,
+    budget: str = "full",
+    tries: int | None = None,
+    against: str | None = None,
+    jobs: int | None = None,
+    output: Path | None = None,
+    console: Console | None = None,
+    start: Starter | None = None,
+) -> bool:
+    """Run what is missing of a comparison, write its table and figures into ``output``, and say whether it is complete.
+
+    Args:
+        config: of the stream; what it says under ``method`` holds for the method of that name.
+        asked: names of methods, ``name:key=value,...`` for variants, or "all".
+        seeds: how many, from that of ``config`` on.
+        budget: "full" or "small".
+        tries: values of every knob; None: the budget's.
+        against: the label that the others are compared with; None: sequential, else the first.
+        jobs: runs at a time; None: as many as cores and memory allow.
+        output: None: the run's ``output`` with "-compare" behind it.
+        console: where to print.
+        start: starts a run; None: in a process of its own.
+
+    Raises:
+        ValueError: a method, keyword, budget or reference that is not allowed.
+        StoreError: ``output`` belongs to something else, or another comparison works there.
+    """
+    console, spent = console or Console(), budget_named(budget, tries)
+    found, left_out = entries(asked, config, spent.tries)
+    rival, folder = reference(against, found), output or Path(f"{config.output}-compare")
+    made = Comparison(document(config, spent), spent, found, [config.seed + i for i in range(seeds)], folder)
+    jobs = jobs or most_jobs(config.model.path)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    machine = {
+        "cores": cores(),
+        "jobs": jobs,
+        "threads": int(threads) if threads.isdecimal() else max(1, cores() // jobs),
+    }
+    claim(config, made)
+    with held(folder) as locks, terminable():
+        log = Log(folder)
+        try:
+            failed = fill(made, start or starter(machine["threads"], locks), jobs, console, log)
+        except KeyboardInterrupt:
+            console.print(f"stopped: {folder} keeps what is done, and the same command continues", soft_wrap=True)
+            raise
+        content = gather(made, rival, log) | {"machine": machine, "left_out": left_out, "failed": failed}
+        write(content, folder)
+    if not content["methods"]:
+        console.print("no run has finished")
+        return False
+    show(console, content)
+    console.print(f"table: {folder / 'comparison.md'}   all numbers: {folder / 'comparison.json'}", soft_wrap=True)
+    return not failed
+
+
+class Log:
+    """What is known of earlier sittings: the values that were chosen, and the seconds that runs took."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.since = folder, time.monotonic()
+        self.choices: dict[str, dict[str, Any]] = self._read("tuning.json")
+        times = self._read("times.json")
+        self.before, self.seconds = times.get("wall", 0.0), dict[str, float](times.get("runs", {}))
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        return store.read_json(path) if path.exists() else {}
+
+    @property
+    def wall(self) -> float:
+        """Seconds that comparisons have worked here, all together."""
+        return round(self.before + time.monotonic() - self.since, 1)
+
+    def took(self, name: str, seconds: float) -> None:
+        """A run has ended; the seconds of several attempts add up."""
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 1)
+        store.write_json(self.folder / "times.json", {"wall": self.wall, "runs": self.seconds})
+
+    def choose(self, entry: Entry, cells: Mapping[float, Cell]) -> bool:
+        """Choose once and for all among the finished ``cells``; False if there are none."""
+        choice = choose(entry, cells)
+        if choice["chosen"] is None:
+            return False
+        choice["seconds"] = sum(self.seconds.get(cell.name, 0.0) for cell in cells.values())
+        self.choices[entry.label] = choice
+        store.write_json(self.folder / "tuning.json", self.choices)
+        return True
+
+    def choice(self, entry: Entry) -> dict[str, Any] | None:
+        """What was chosen among the values that ``entry`` tries; None if that is still to be done."""
+        choice = self.choices.get(entry.label)
+        return choice if choice and choice["tried"] == list(entry.tried) else None
+
+    def settled(self, entry: Entry) -> bool:
+        """Whether there is nothing to choose any more."""
+        return not entry.tried or self.choice(entry) is not None
+
+    def value(self, entry: Entry) -> float | None:
+        """What was chosen, if there was a choice."""
+        return (self.choice(entry) or {}).get("chosen")
+
+
+def fill(made: Comparison, start: Starter, jobs: int, console: Console, log: Log) -> dict[str, str]:
+    """Run what is missing: what tunes first, then what counts. Returns why runs have failed, by name.
+
+    A value whose run ends with an error counts as tried; a method of which a run was killed is tuned the next time.
+    """
+    tuning = {e.label: made.tuning(e) for e in made.entries if not log.settled(e)}
+    first = _unfinished(cell for cells in tuning.values() for cell in cells.values())
+    waiting = [cell.label for cell in first + _settled(made, log)] + list(tuning) * len(made.seeds)
+    known: dict[str, list[float]] = {}
+    for name, seconds in log.seconds.items():
+        known.setdefault(name.rpartition(", ")[0], []).append(seconds)
+    total = sum(len(e.tried) + len(made.seeds) for e in made.entries)
+    with Board(console, waiting, total - len(waiting), known, jobs, log.took) as board:
+        codes = work(first, start, jobs, board)
+        for entry in (e for e in made.entries if e.label in tuning):
+            cells = tuning[entry.label]
+            if any(codes.get(cell, 0) < 0 for cell in cells.values()) or not log.choose(entry, cells):
+                board.dropped(entry.label, len(made.seeds))
+        codes |= work(_settled(made, log), start, jobs, board)
+    return {cell.name: f"{why(cell, code)} ({cell.log})" for cell, code in codes.items()}
+
+
+def _settled(made: Comparison, log: Log) -> list[Cell]:
+    """The missing runs of methods that are tuned, seed by seed: a comparison that is cut short is of all methods."""
+    found = [made.cells(entry, log.value(entry)) for entry in made.entries if log.settled(entry)]
+    return _unfinished(cells[seed] for seed in made.seeds for cells in found)
+
+
+def _unfinished(cells: Iterable[Cell]) -> list[Cell]:
+    """Those of ``cells`` that have no results; the folders of all are their own."""
+    there = list(cells)
+    for cell in there:
+        check_folder(cell.config)
+    return [cell for cell in there if not cell.finished]
+
+
+def gather(made: Comparison, rival: str, log: Log) -> dict[str, Any]:
+    """Everything that ``comparison.json`` says of the finished runs."""
+    runs: dict[str, dict[int, Any]] = {}
+    for entry in made.entries:
+        cells = made.cells(entry, log.value(entry)) if log.settled(entry) else {}
+        runs[entry.label] = {seed: read(cell) for seed, cell in cells.items() if cell.finished}
+    content = summarise(made.entries, runs, rival)
+    for entry in made.entries:
+        if entry.label in content["methods"]:
+            content["methods"][entry.label] |= {
+                "method": entry.method,
+                "knob": _knob(entry, log),
+                "cumulative": entry.cumulative,
+            }
+    spent = log.seconds.items()
+    return {
+        "retain": version("retain"),
+        "stream": made.document,
+        "scenario": made.document["scenario"],
+        "seeds": made.seeds,
+        "budget": asdict(made.budget),
+        "tuning": {e.label: choice for e in made.entries if (choice := log.choice(e))},
+        "seconds": {
+            "wall": log.wall,
+            "runs": sum(seconds for _, seconds in spent),
+            "tuning": sum(seconds for name, seconds in spent if ", tuning " in name),
+        },
+    } | content
+
+
+def _knob(entry: Entry, log: Log) -> dict[str, Any] | None:
+    if entry.keyword is None:
+        return None
+    value = log.value(entry) if entry.tried else entry.method.get(entry.keyword)
+    return {"keyword": entry.keyword, "value": value, "tuned": bool(entry.tried)}
+
+
+def write(content: Mapping[str, Any], folder: Path) -> None:
+    """Write ``comparison.json``, ``comparison.md`` and the figures."""
+    store.write_json(folder / "comparison.json", content)
+    if content["methods"]:
+        draw(content, folder)
+        store.write(folder / "comparison.md", markdown(content))
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def most_jobs(model: str) -> int:
+    """Runs at a time: one a core, as far as memory goes; one in all on a GPU, or if the model's size is not known."""
+    if torch.cuda.is_available() or not Path(model).is_dir() or sys.platform == "win32":
+        return 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores(), int(memory // (ROOM + COPIES * store.size(Path(model))))))

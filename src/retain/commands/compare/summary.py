@@ -1,0 +1,174 @@
+"""What finished runs amount to: means and spread over seeds, paired differences, bytes by kind, and seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+import numpy as np
+
+from retain import paired, scores, store
+from retain.commands.compare.cells import Cell
+from retain.commands.compare.entries import Entry
+from retain.results import KINDS, columns
+
+COMPARED: dict[str, Callable[[scores.Array], float]] = {
+    "average_accuracy": scores.average_accuracy,
+    "average_incremental_accuracy": scores.average_incremental_accuracy,
+    "forgetting": scores.forgetting,
+    "learning_accuracy": scores.learning_accuracy,
+}
+DECIDES = "average_accuracy"
+REPLICATES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run: its scores.json of every stage, and per task the outcomes (T+1, rows) of its test rows."""
+
+    records: list[dict[str, Any]]
+    outcomes: list[np.ndarray]
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """(T+1, T) accuracies."""
+        return np.stack([column.mean(1) for column in self.outcomes], axis=1)
+
+    @property
+    def trained(self) -> list[dict[str, Any]]:
+        """The records of stages that trained."""
+        return [record for record in self.records if record["learned"]]
+
+
+Runs = Mapping[str, Mapping[int, Run]]  # by label and seed
+Draws = dict[str, np.ndarray]
+
+
+def read(cell: Cell) -> Run:
+    """The finished run of ``cell``.
+
+    Raises:
+        StoreError: a record that is missing or damaged.
+    """
+    stages = [cell.folder / "base", *sorted(cell.folder.glob("tasks/*"))]
+    for stage in stages:
+        store.verify(stage, "scores.json")
+    records = sorted((store.read_json(s / "scores.json") for s in stages), key=lambda record: record["learned"])
+    return Run(records, columns(records, list(records[0]["tasks"]), KINDS[cell.config.scenario][0]))
+
+
+def summarise(entries: Sequence[Entry], runs: Runs, against: str) -> dict[str, Any]:
+    """The methods by label: scores, curve, bytes and seconds, and the difference to ``against``.
+
+    Intransigence is what learning accuracy lacks of a reference's: of per-task, where each task is learned alone, if it
+    is compared; else of a joint training at its end; else there is none.
+    """
+    alone = next((e for e in entries if e.method["name"] == "per-task" and runs[e.label]), None)
+    measure = alone or next((e for e in entries if e.cumulative and runs[e.label]), None)
+    there = {entry.label: runs[entry.label] for entry in entries if runs[entry.label]}
+    draws = {label: _drawn(list(mine.values())) for label, mine in there.items()} if against in there else {}
+    methods = {}
+    for label, mine in there.items():
+        methods[label] = _found(mine, runs[measure.label] if measure else {}, measure is alone)
+        methods[label]["difference"] = {}
+        if label != against and draws:
+            methods[label]["difference"] = _difference(mine, there[against], draws[label], draws[against])
+    return {
+        "tasks": next((list(run.records[0]["tasks"]) for mine in there.values() for run in mine.values()), []),
+        "against": against,
+        "intransigence": None if measure is None else {"reference": measure.label, "each_task_alone": measure is alone},
+        "methods": methods,
+        "verdict": verdict(methods, against),
+    }
+
+
+def verdict(methods: Mapping[str, Any], against: str) -> dict[str, list[str]]:
+    """The methods whose final accuracy is higher than that of ``against``, lower, and not told apart from it."""
+    told: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    for label, found in methods.items():
+        if label != against and (difference := found["difference"].get(DECIDES)):
+            low, high = difference["interval_95"]
+            told["better" if low > 0 else "worse" if high < 0 else "not told apart"].append(label)
+    return told
+
+
+def _found(mine: Mapping[int, Run], reference: Mapping[int, Run], alone: bool) -> dict[str, Any]:
+    values: dict[str, list[float | None]] = {name: [] for name in (*COMPARED, "stability", "intransigence")}
+    for seed, run in mine.items():
+        for name, score in (COMPARED | {"stability": scores.stability}).items():
+            values[name].append(_number(score(run.matrix)))
+        other = reference.get(seed)
+        best = None if other is None else np.diagonal(other.matrix[1:]) if alone else other.matrix[-1]
+        values["intransigence"].append(None if best is None else _number(scores.intransigence(run.matrix, best)))
+    every = list(mine.values())
+    last = [run.trained[-1]["bytes"] for run in every]
+    return {
+        "seeds": list(mine),
+        "scores": {name: spread(found) for name, found in values.items()},
+        "curve": [spread([_number(x) for x in column]) for column in np.stack([_curve(run) for run in every], axis=1)],
+        "bytes": {
+            "adapter": _mean([size["adapter"] for size in last]),
+            "state": _mean([size["state"] for size in last]),
+            "kinds": {kind: _mean([size["kinds"][kind] for size in last]) for kind in last[0]["kinds"]},
+            "after": {
+                stage[0]["learned"]: _mean([record["bytes"]["adapter"] + record["bytes"]["state"] for record in stage])
+                for stage in zip(*(run.trained for run in every), strict=True)
+            },
+        },
+        "seconds_per_step": spread([_per_step(run) for run in every]),
+        "seconds_per_boundary": spread([_per_boundary(run) for run in every]),
+    }
+
+
+def _drawn(runs: Sequence[Run]) -> Draws:
+    """Every score (S, R) of S runs on R resampled test sets."""
+    matrices = paired.resampled([run.outcomes for run in runs], replicates=REPLICATES)
+    return {name: paired.each(matrices, score) for name, score in COMPARED.items()}
+
+
+def _difference(
+    ours: Mapping[int, Run], theirs: Mapping[int, Run], our_draws: Draws, their_draws: Draws
+) -> dict[str, Any]:
+    """Ours less theirs under the seeds that both have, with its interval over seeds and test rows, score by score."""
+    seeds = [seed for seed in ours if seed in theirs]
+    mine, other = ([list(runs).index(seed) for seed in seeds] for runs in (ours, theirs))
+    found = {}
+    for name, score in COMPARED.items():
+        gains = [score(ours[seed].matrix) - score(theirs[seed].matrix) for seed in seeds]
+        if gains and not np.isnan(gains).any():
+            low, high = paired.interval(our_draws[name][mine] - their_draws[name][other])
+            found[name] = {"mean": _number(float(np.mean(gains))), "interval_95": [_number(low), _number(high)]}
+    return found
+
+
+def _curve(run: Run) -> np.ndarray:
+    """Average accuracy (T,) on the tasks learned so far, after each."""
+    return np.array([row[: t + 1].mean() for t, row in enumerate(run.matrix[1:])])
+
+
+def _per_step(run: Run) -> float | None:
+    steps = sum(record.get("steps", 0) for record in run.trained)
+    return sum(record["seconds"]["train"] for record in run.trained) / steps if steps else None
+
+
+def _per_boundary(run: Run) -> float:
+    return float(np.mean([record["seconds"]["boundary"] for record in run.trained]))
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """Mean and sample standard deviation of what was measured, and the values; None if nothing was."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return None
+    deviation = float(np.std(there, ddof=1)) if len(there) > 1 else None
+    return {"mean": float(np.mean(there)), "std": deviation, "by_seed": list(values)}
+
+
+def _mean(sizes: Sequence[int]) -> int:
+    return round(float(np.mean(sizes)))
+
+
+def _number(value: float) -> float | None:
+    return None if isnan(value) else round(float(value), 6)

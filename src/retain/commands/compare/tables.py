@@ -1,0 +1,188 @@
+"""A comparison as a terminal and a page show it: one table, cut into as many as the width asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from retain.commands.plan import human_time
+from retain.commands.table import ENDLESS, human
+
+NONE = "–"
+LIMITS = {"max_train": "training", "max_test": "test"}
+FIGURES = {
+    "accuracy.png": "Average accuracy on the tasks learned so far",
+    "stability.png": "What is kept of earlier tasks, against how well each is learned",
+    "bytes.png": "Bytes kept, adapter included",
+}
+
+Found = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A title, and what stands under it for a method."""
+
+    title: str
+    cell: Callable[[Found], str]
+
+
+def columns(comparison: Found) -> list[Column]:
+    """Those of the table, in order."""
+    against = comparison["against"]
+    return [
+        Column("tuned", _knob),
+        Column("final accuracy", lambda m: _score(m, "average_accuracy")),
+        Column(f"vs {against}", lambda m: _difference(m, "average_accuracy")),
+        Column("AIA", lambda m: _score(m, "average_incremental_accuracy")),
+        Column("forgetting", lambda m: _score(m, "forgetting")),
+        Column(f"vs {against}", lambda m: _difference(m, "forgetting")),
+        Column("learning accuracy", lambda m: _score(m, "learning_accuracy")),
+        Column("intransigence", lambda m: _score(m, "intransigence")),
+        Column("adapter", lambda m: human(m["bytes"]["adapter"])),
+        Column("beside it", _state),
+        Column("a step", lambda m: _time(m["seconds_per_step"])),
+        Column("a boundary", lambda m: _time(m["seconds_per_boundary"])),
+    ]
+
+
+def show(console: Console, comparison: Found) -> None:
+    """Print the table, cut where the terminal ends, and what is to be said of it."""
+    methods, left = comparison["methods"], columns(comparison)
+    while left and methods:
+        fitting = [n for n in range(1, len(left) + 1) if _fits(console, _table(methods, left[:n]))]
+        count = max(fitting, default=1)
+        console.print(_table(methods, left[:count]))
+        left = left[count:]
+    for line in remarks(comparison):
+        console.print(escape(line), highlight=False)
+
+
+def markdown(comparison: Found) -> str:
+    """The page: the table, how it was made, the tuning, and the figures."""
+    titles = ["method", *(column.title for column in columns(comparison))]
+    rows = [
+        [f"`{label}`", *(column.cell(found) for column in columns(comparison))]
+        for label, found in comparison["methods"].items()
+    ]
+    lines = ["# Comparison", "", *_grid(titles, rows), "", *(f"- {line}" for line in remarks(comparison)), ""]
+    if tuned := comparison["tuning"]:
+        lines += ["## Tuning", "", "Final average accuracy on validation rows, test rows aside.", ""]
+        lines += [*_grid(["method", "keyword", "tried", "accuracy", "chosen"], list(map(_tuning, tuned.items()))), ""]
+    for file, title in FIGURES.items():
+        lines += [f"![{title}]({file})", ""]
+    return "\n".join(lines)
+
+
+def remarks(comparison: Found) -> Iterator[str]:
+    """What a reader has to know to trust the table, a sentence or two each."""
+    against, seeds, budget = comparison["against"], comparison["seeds"], comparison["budget"]
+    if told := [f"{how}: {', '.join(labels)}" for how, labels in comparison["verdict"].items() if labels]:
+        yield f"Final accuracy against {against}, by each interval alone: {'; '.join(told)}."
+    if len(seeds) > 1:
+        spread = f"{len(seeds)} seeds on the same rows: mean ± standard deviation"
+        yield f"{spread}; intervals are 95 % over seeds and test rows, paired."
+    else:
+        yield "One seed, so no spread; intervals are 95 % over test rows alone, paired."
+    yield _tuned(budget)
+    if (measure := comparison["intransigence"]) is None:
+        yield "Intransigence needs per-task or joint among the methods."
+    else:
+        kind = (
+            "each task learned alone" if measure["each_task_alone"] else "at the end of training on all tasks at once"
+        )
+        yield f"Intransigence: what learning accuracy lacks of the accuracy of {measure['reference']}, {kind}."
+    for label, found in comparison["methods"].items():
+        if found["cumulative"]:
+            yield f"{label} learns all tasks at once and needs all their rows, which are not counted as kept."
+    machine, seconds = comparison["machine"], comparison["seconds"]
+    yield (
+        f"Took {human_time(seconds['wall'])} on {machine['cores']} cores, runs at a time: {machine['jobs']}, threads "
+        f"each: {machine['threads']}. All runs: {human_time(seconds['runs'])}, of which tuning: "
+        f"{human_time(seconds['tuning'])}."
+    )
+    for label, reason in comparison["left_out"].items():
+        yield f"Left out: {label}: {reason}"
+    for name, reason in comparison["failed"].items():
+        yield f"Failed: {name}: {reason}"
+
+
+def _tuned(budget: Found) -> str:
+    rows = [f"at most {budget[key]} {kind} rows a task" for key, kind in LIMITS.items() if budget[key] is not None]
+    limits = f"Budget {budget['name']!r}: {', '.join(rows) or 'all rows'}"
+    if budget["tries"] == 1:
+        return f"{limits}, nothing tuned."
+    tries = f"{budget['tries']} values of every knob tried on validation rows, under one other seed"
+    return f"{limits}; {tries}. Test rows served for what was chosen alone."
+
+
+def _table(methods: Found, chosen: Sequence[Column]) -> Table:
+    table = Table("method")
+    for column in chosen:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    for label, found in methods.items():
+        table.add_row(escape(label), *(escape(column.cell(found)) for column in chosen))
+    return table
+
+
+def _fits(console: Console, table: Table) -> bool:
+    return console.measure(table, options=console.options.update(max_width=ENDLESS)).maximum <= console.width
+
+
+def _grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [titles, ["---", *(["---:"] * (len(titles) - 1))], *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def _tuning(item: tuple[str, Found]) -> list[str]:
+    label, found = item
+    scores = (NONE if score is None else f"{score:.3f}" for score in found["scores"])
+    chosen = (
+        NONE if found["chosen"] is None else f"{found['chosen']:g}{' (at the edge)' if found['at_the_edge'] else ''}"
+    )
+    return [f"`{label}`", found["keyword"], ", ".join(f"{v:g}" for v in found["tried"]), ", ".join(scores), chosen]
+
+
+def _knob(found: Found) -> str:
+    knob = found["knob"]
+    if knob is None:
+        return NONE
+    if (value := knob["value"]) is None:
+        return f"{knob['keyword']} default"
+    return f"{knob['keyword']} {value:g}{'' if knob['tuned'] else ' (given)'}"
+
+
+def _score(found: Found, name: str) -> str:
+    value, sign = found["scores"][name], "" if name.endswith("accuracy") else "+"
+    if value is None:
+        return NONE
+    text = format(value["mean"], f"{sign}.3f")
+    return text if value["std"] is None else f"{text} ± {value['std']:.3f}"
+
+
+def _difference(found: Found, name: str) -> str:
+    if (difference := found["difference"].get(name)) is None:
+        return NONE
+    low, high = difference["interval_95"]
+    return f"{difference['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _state(found: Found) -> str:
+    """What is kept beside the adapter, by kind; what comes to less than a hundredth is not worth a word."""
+    kinds = found["bytes"]["kinds"]
+    large = sorted((k for k in kinds if kinds[k] > 0.01 * sum(kinds.values())), key=lambda k: -kinds[k])
+    if found["bytes"]["state"] < 1024 or not large:
+        return NONE
+    return ", ".join(f"{kind} {human(kinds[kind])}" for kind in large)
+
+
+def _time(found: Found | None) -> str:
+    if found is None:
+        return NONE
+    seconds = found["mean"]
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else human_time(seconds)
