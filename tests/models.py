@@ -10,8 +10,9 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
+from retain.hooks import attach
 from retain.lora import sites
-from retain.method import Method, attach
+from retain.method import Method
 from retain.task import Task, forward
 
 Settings = dict[str, Any]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracles import nearest_core
+from method_oracles import nearest_core
 from retain.bases import Bases, Change, add, compressed, reprojected, union, within
 
 OUT, IN = 14, 11

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from method_oracles import rows_in_turn
 from models import prompts, texts, vectors
-from oracles import rows_in_turn
 from retain.buffer import as_batch, chosen, classes_in, keys, named, read, stacked
 from retain.task import Task
 

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from oracles import group_strengths
+from method_oracles import group_strengths
 from retain.grouping import Units, group_factors, signatures, spectral_groups
 
 

@@ -24,6 +24,7 @@ FLOORS = (
         "routing",
         "serving",
         "method",
+        "hooks",
         "grouping",
         "taskgraph",
     },

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from oracles import paired_interval_by_loop
+from method_oracles import paired_interval_by_loop
 from retain import paired, scores
 
 rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from oracles import riemannian_descent, tangent_by_constraints
+from method_oracles import riemannian_descent, tangent_by_constraints
 from retain.stiefel import Points, retract, tangent
 
 M, R, P = 12, 3, 4

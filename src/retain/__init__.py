@@ -1,7 +1,8 @@
 """Fine-tune one LoRA adapter on task after task without losing the earlier ones."""
 
+from retain.hooks import attach
 from retain.lora import Site, sites
-from retain.method import Method, attach
+from retain.method import Method
 from retain.methods import METHODS
 from retain.methods.dwd import DWD
 from retain.methods.eblora import EBLoRA

@@ -20,8 +20,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from transformers.utils import logging
 
 from retain.heads import final_classifier, install_heads
+from retain.hooks import attach
 from retain.lora import adapter_parameters, add_lora
-from retain.method import Method, attach
+from retain.method import Method
 from retain.store import write_tensors
 from retain.task import Task, aligned
 

@@ -1,4 +1,4 @@
-"""What a continual-learning method is, and how it sits beside an optimizer."""
+"""What a continual-learning method is."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 from retain.lora import Site, is_adapted, sites
 from retain.task import Task
-
-# These run inside backward or hide their step, so that nothing can be done before and after it.
-UNHOOKABLE = {"Lomo": "AdamW", "AdaLomo": "AdamW", "DeepSpeedOptimizerWrapper": "accelerate without DeepSpeed"}
 
 # Of the first task's movement: a later task that moves the weights less is held fast.
 FROZEN = 0.03
@@ -280,23 +277,6 @@ def check_strength(strength: float | None, decay: float | None) -> None:
         raise ValueError(f"strength must be at least 0 and finite, got {strength}")
     if decay is not None and not 0 <= decay <= 1:
         raise ValueError(f"decay must lie in [0, 1], got {decay}")
-
-
-def attach(optimizer: torch.optim.Optimizer, method: Method) -> list[Any]:
-    """Call ``method``'s before_step and after_step around every ``optimizer.step``; returns handles with ``remove()``.
-
-    Raises:
-        ValueError: an optimizer whose step cannot be hooked, by name, with what to use instead.
-    """
-    kind = type(optimizer).__name__
-    if kind in UNHOOKABLE:
-        raise ValueError(f"{kind} has no step that can be hooked; use {UNHOOKABLE[kind]}")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"attach needs a torch.optim.Optimizer, got {kind}")
-    return [
-        optimizer.register_step_pre_hook(lambda *_: method.before_step()),
-        optimizer.register_step_post_hook(lambda *_: method.after_step()),
-    ]
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, Tensor]]:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from method_oracles import faded_mean
 from models import texts, vectors
-from oracles import faded_mean
 from retain.fisher.running import Running, part_of, probes
 from retain.task import forward
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from adapters import tiny_resnet
+from method_oracles import grouped_penalty
 from models import filled, images, texts, tiny_bert, tiny_mlp, vectors
-from oracles import dense_penalty, explicit_ewc, fisher_by_loop, grouped_penalty, lora_fisher_by_loop, relative_error
+from oracles import dense_penalty, explicit_ewc, fisher_by_loop, lora_fisher_by_loop, relative_error
 from retain.fisher import springs as module
 from retain.fisher.springs import Springs
 from retain.lora import sites

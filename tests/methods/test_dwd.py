@@ -5,8 +5,9 @@ import warnings
 import pytest
 import torch
 
+from method_oracles import faded_mean, group_strengths
 from models import fit, texts, tiny_bert, tiny_mlp, train, vectors
-from oracles import faded_mean, fisher_by_loop, group_strengths, relative_error
+from oracles import fisher_by_loop, relative_error
 from retain import DWD, EWC, EWCLoRA, Task, attach
 from retain.fisher.running import part_of
 from retain.hf import restore_progress

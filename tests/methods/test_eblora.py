@@ -11,6 +11,7 @@ import torch
 
 from adapters import tiny_resnet
 from manifold import off_manifold, unevenness
+from method_oracles import riemannian_descent
 from models import (
     adapted,
     bare_bert,
@@ -25,7 +26,6 @@ from models import (
     train,
     vectors,
 )
-from oracles import riemannian_descent
 from retain import EBLoRA, attach
 from retain.balanced import originals
 from retain.lora import adapter_parameters, load_adapter

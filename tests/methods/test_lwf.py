@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from method_oracles import distilled
 from models import MLP, filled, fit, prompts, texts, tiny_bert, tiny_llama, train, vectors
-from oracles import distilled, single_rows
+from oracles import single_rows
 from retain.methods.lwf import LwF
 from retain.task import CrossEntropy, SquaredError, Task, forward
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from method_oracles import overlap_penalty
 from models import fit, tiny_bert, tiny_mlp, train, vectors
-from oracles import overlap_penalty
 from retain.methods.olora import OLoRA
 from retain.methods.sequential import Sequential
 

@@ -10,8 +10,9 @@ from safetensors.torch import load, save
 from torch import nn
 from transformers import TrainingArguments
 
+from method_oracles import replayed, rows_in_turn
 from models import MLP, bare_bert, fit, prompts, texts, tiny_bert, tiny_llama, train, vectors
-from oracles import replayed, rows_in_turn, single_rows
+from oracles import single_rows
 from retain.buffer import keys
 from retain.hf import fit as fit_with_trainer
 from retain.methods.replay import Replay

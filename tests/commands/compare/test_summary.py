@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from compared import pretend, stream
-from oracles import paired_interval_by_loop
+from method_oracles import paired_interval_by_loop
 from retain import scores
 from retain.commands.compare import summary
 from retain.commands.compare.cells import Cell
