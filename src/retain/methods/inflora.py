@@ -132,8 +132,8 @@ class InfLoRA(Method):
             least = min(short, key=lambda name: short[name])
             warnings.warn(
                 f"little is left to learn {task.name!r} with at {len(short)} of {len(found)} sites; least at {least}: "
-                f"outside what earlier tasks take its inputs have {short[least]} directions, and the adapter has rank "
-                f"{len(self.sites[least].A)}. The other columns of B stay zero",
+                f"outside what earlier tasks take, its inputs have {short[least]} of the {len(self.sites[least].A)} "
+                "directions that the adapter could use. The other columns of B stay zero",
                 stacklevel=2,
             )
 
