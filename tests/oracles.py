@@ -75,7 +75,7 @@ def log_likelihoods(
 
     For "mixture" it is one combination of the log-likelihoods of all labels.
     """
-    outputs, targets = _outputs(model, row)
+    outputs, targets = outputs_of(model, row)
     if isinstance(task.loss, SquaredError):
         yield from _gaussian(outputs[0], targets[0], labels, draws)
     else:
@@ -116,7 +116,7 @@ def _row(values: Tensor, i: int) -> Tensor:
     return values[i : i + 1].double() if values.is_floating_point() else values[i : i + 1]
 
 
-def _outputs(model: nn.Module, row: Any) -> tuple[Tensor, Tensor]:
+def outputs_of(model: nn.Module, row: Any) -> tuple[Tensor, Tensor]:
     """Outputs (1, ...) and targets (1, ...) of one row; those of token sequences shifted against each other."""
     if not isinstance(row, Mapping):
         return model(row[0]), row[1]

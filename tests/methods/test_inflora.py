@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters import tiny_resnet
-from direction_oracles import fewest_inputs, inputs_by_loop, leading_inputs
+from method_oracles import fewest_inputs, inputs_by_loop, leading_inputs
 from models import CLASSES, adapted, fit, images, prompts, seeded, tiny_bert, tiny_llama, train
 from retain import InfLoRA
 from retain.task import Task

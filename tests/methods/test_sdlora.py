@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters import tiny_resnet
-from direction_oracles import magnitude_gradient
+from method_oracles import magnitude_gradient
 from models import MLP, adapted, fit, images, texts, tiny_bert, train, vectors
 from retain import SDLoRA, Share
 from retain.lora import adapter_parameters, load_adapter
