@@ -90,11 +90,21 @@ def coefficients(site: Site) -> tuple[nn.Parameter, nn.Parameter]:
 
 def release(site: Site) -> None:
     """Let the factors of ``site`` be anything again, from what they are."""
-    for module, _ in _modules(site):
-        weight, step = module.weight.detach().clone(), module.parametrizations.weight[0]
-        if step.basis is not None:
-            step.basis = step.start = None
-            _replace(module, weight, weight.new_zeros(0))
+    if any(module.parametrizations.weight[0].basis is not None for module, _ in _modules(site)):
+        put(site, *(module.weight.detach() for module, _ in _modules(site)))
+
+
+@torch.no_grad()
+def put(site: Site, B: Tensor, A: Tensor) -> None:
+    """Let the factors of ``site`` be ``B`` and ``A``, and then anything."""
+    for (module, _), value in zip(_modules(site), (B, A), strict=True):
+        behind = module.parametrizations.weight
+        value = value.reshape(behind[0].shape)
+        if behind[0].basis is None:
+            behind.original0.copy_(value)
+        else:
+            behind[0].basis = behind[0].start = None
+            _replace(module, value, value.new_zeros(0))
 
 
 def _modules(site: Site) -> Iterator[tuple[Any, bool]]:

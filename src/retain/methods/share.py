@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from retain.bases import LOSSY, Bases, Change, Weights, add, residuals, within
 from retain.collection import read_adapter
@@ -17,7 +18,7 @@ from retain.lora import Site
 from retain.method import Method
 from retain.nearest import did_you_mean
 from retain.routing import class_means, features, nearest
-from retain.spanned import coefficients, confinable, release, span
+from retain.spanned import coefficients, confinable, put, release, span
 from retain.task import Task
 
 CoreKind = Literal["factored", "dense"]
@@ -189,17 +190,12 @@ class Share(Method):
             return
         name = self.tasks[-1] if task is None else task
         for key, site in self.sites.items():
-            release(site)
-            if name not in self.tasks:
-                site.set_factors(torch.zeros_like(site.B), site.A)
-                site.set_past(site.B[:, :0], site.A[:0])
-                continue
-            B, A = self.bases[key].factors(name)
-            r, m = len(site.A), len(A)
-            site.set_past(B[:, r:], A[r:])
-            site.set_factors(
-                nn.functional.pad(B[:, :r], (0, max(0, r - m))), nn.functional.pad(A[:r], (0, 0, 0, max(0, r - m)))
-            )
+            bases, r = self.bases[key], site.layer.r[site.adapter]
+            B, A = bases.factors(name) if name in bases.cores else (bases.U[:, :0], bases.V.T[:0])
+            rest = max(0, r - len(A))
+            put(site, pad(B[:, :r], (0, rest)), pad(A[:r], (0, 0, 0, rest)))
+            if len(A) > r or len(site.past[1]):
+                site.set_past(B[:, r:], A[r:])
 
     def _read(self, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
         """The factors of a stock LoRA, in units of dW/c."""
