@@ -157,11 +157,46 @@ def test_methods_says_what_the_keywords_of_one_mean(retain: Shell) -> None:
     assert retain.complaint("methods", "ewc-lorra").startswith("unknown method 'ewc-lorra'; known: sequential, ")
 
 
+@pytest.mark.parametrize(
+    ("given", "methods", "overrides"),
+    [
+        ([], ["all"], []),
+        (["--methods", "ewc", "olora", "--seeds", "2"], ["ewc", "olora"], []),
+        (["--methods", "ewc:decay=0.5,seed=1", "seed=3", "lora.r=4"], ["ewc:decay=0.5,seed=1"], ["seed=3", "lora.r=4"]),
+        (["seed=3", "--methods", "ewc", "--methods=olora", "lora.r=4"], ["ewc", "olora"], ["seed=3", "lora.r=4"]),
+    ],
+)
+def test_compare_takes_several_methods_after_one_option(
+    given: list[str], methods: list[str], overrides: list[str], stream: str, retain: Shell, monkeypatch: Any
+) -> None:
+    seen: list[Any] = []
+
+    def command(settings: Any, asked: list[str], **options: Any) -> bool:
+        seen.append((settings, asked, options))
+        return not overrides
+
+    monkeypatch.setattr("retain.commands.compare.compare", command)
+    assert retain("compare", stream, *given)[0] == int(bool(overrides))  # a comparison with failures is no success
+    assert seen[0][:2] == (config.load(stream, overrides), methods)
+    assert seen[0][2]["seeds"] == (2 if "--seeds" in given else 3) and seen[0][2]["budget"] == "full"
+    if not overrides:
+        retain("compare", *given, stream)
+        assert seen[1][:2] == seen[0][:2]
+
+
+def test_compare_tells_mistakes_in_one_line(stream: str, retain: Shell) -> None:
+    complaint = retain.complaint("compare", stream, "--methods", "sequential", "ewc-lorra")
+    assert complaint.startswith("unknown method 'ewc-lorra'; known: ") and "did you mean 'ewc-lora'?" in complaint
+    assert not Path("out-compare").exists()
+    code, _, err = retain("compare", stream, "--seeds", "0")
+    assert code == 2 and "--seeds" in err
+
+
 def test_help(retain: Shell) -> None:
     code, out, _ = retain("--help")
-    assert code == 0 and all(name in out for name in ("demo", "run", "export", "methods"))
+    assert code == 0 and all(name in out for name in ("demo", "run", "compare", "export", "methods"))
     assert retain()[1].strip() == out.strip()  # no arguments
-    for command in ("demo", "run", "export"):
+    for command in ("demo", "run", "compare", "export"):
         code, out, _ = retain(command, "--help")
         assert code == 0 and "   adapter:" not in out
     code, _, err = retain("walk")

@@ -124,7 +124,7 @@ def compare(
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many, from the file's on.", min=1)] = 3,
     budget: Annotated[
-        str, typer.Option(help="[cyan]full[/]: all rows, 5 values of a knob. [cyan]small[/]: 60 rows a task, 3 values.")
+        str, typer.Option(help="[cyan]full[/]: all rows, 5 values of a knob. [cyan]small[/]: 50 rows a task, 3 values.")
     ] = "full",
     tries: Annotated[
         int | None, typer.Option(help="Values of every knob instead; 1 tunes nothing.", min=1, show_default=False)

@@ -62,7 +62,7 @@ def test_a_line_a_run_where_nobody_watches(tmp_path: Path) -> None:
     lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
     text = "\n".join(line for line in lines if line.strip())
     assert re.fullmatch(
-        r"4/7 ewc, seed 0: test accuracy 0\.\d{3}, forgetting \+0\.000 \(1\.5 min, about 4\.5 min left\)\n"
+        r"4/7 ewc, seed 0: accuracy 0\.\d{3}, forgetting \+0\.000, 1\.5 min; about 4\.5 min left\n"
         rf"5/5 eblora:energy=\[0\.9\], seed 0: failed: lower \[the\] rate \({re.escape(str(other.log))}\)",
         text,
     ), text

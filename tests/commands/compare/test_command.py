@@ -54,13 +54,15 @@ def test_every_knob_is_tuned_alike_and_then_every_method_runs_under_every_seed(t
     config = stream(tmp_path / "x", seed=5, method={"name": "ewc", "decay": 0.5})
     assert compare(config, METHODS, seeds=2, tries=3, output=tmp_path / "out", console=out, start=start, jobs=1)
     tuning = [cell for cell in started if cell.config.evaluation.rows == "validation"]
-    assert started[: len(tuning)] == tuning
+    assert started[: len(tuning)] == tuning  # with one run at a time
     assert names(tuning) == [f"ewc, tuning strength {value}" for value in (100, 1000, 10000)] + [
         f"olora, tuning orthogonality {value}" for value in (0.15, 0.5, 1.5)
     ]
     assert {cell.config.seed for cell in tuning} == {1005}
     runs = started[len(tuning) :]
-    assert names(runs) == [f"{method}, seed {seed}" for seed in (5, 6) for method in METHODS]
+    assert [sorted(names(runs)[i : i + 4]) for i in (0, 4)] == [
+        sorted(f"{method}, seed {seed}" for method in METHODS) for seed in (5, 6)
+    ]
     assert {cell.config.split_seed for cell in started} == {5}
     assert len({str(cell.folder) for cell in started}) == len(started)
     of = {cell.name: cell.config for cell in started}
@@ -74,7 +76,7 @@ def test_every_knob_is_tuned_alike_and_then_every_method_runs_under_every_seed(t
     assert list(content["methods"]) == METHODS and content["tuning"] == chosen and content["failed"] == {}
     assert content["methods"]["ewc"]["knob"] == {"keyword": "strength", "value": 100, "tuned": True}
     text = out.file.getvalue()  # type: ignore[attr-defined]
-    assert "14/14 per-task, seed 6: test accuracy" in text and "comparison.md" in text
+    assert "14/14 olora, seed 6: accuracy" in text and "comparison.md" in text
     files = {path.name for path in (tmp_path / "out").iterdir() if path.is_file()}
     assert files >= {"compare.yaml", "comparison.md", "drawn", "times.json"}
 
@@ -85,10 +87,10 @@ def test_a_small_budget_has_fewer_rows_and_fewer_values(tmp_path: Path) -> None:
     few = config.model_copy(update={"tasks": [config.tasks[0].model_copy(update={"max_train": 9}), *config.tasks[1:]]})
     compare(few, ["ewc"], seeds=1, budget="small", console=quiet(), start=start)
     assert len(started) == 3 + 1 and (tmp_path / "x-compare" / "comparison.md").exists()
-    assert {tuple(t.max_train for t in cell.config.tasks) for cell in started} == {(9, 60, 60)}
+    assert {tuple(t.max_train for t in cell.config.tasks) for cell in started} == {(9, 50, 50)}
     assert {tuple(t.max_test for t in cell.config.tasks) for cell in started} == {(60, 60, 60)}
     text = (tmp_path / "x-compare" / "comparison.md").read_text()
-    assert "Budget 'small': at most 60 training rows a task, at most 60 test rows a task; 3 values" in text
+    assert "Budget 'small': at most 50 training rows a task, at most 60 test rows a task; 3 values" in text
 
 
 def test_nothing_is_run_twice(tmp_path: Path) -> None:
@@ -216,6 +218,36 @@ def _claimed(config: configuration.RunConfig) -> str:
     return comparison.described(config, made)
 
 
+def test_a_method_runs_as_soon_as_it_is_tuned_while_others_are_not(tmp_path: Path) -> None:
+    made, order = starter()[0], list[str]()
+
+    class Working(Ended):
+        """Ends after so many looks."""
+
+        def __init__(self, looks: int) -> None:
+            super().__init__()
+            self.looks = looks
+
+        def poll(self) -> int | None:  # type: ignore[override]
+            self.looks -= 1
+            return None if self.looks > 0 else 0
+
+    def start(cell: Cell) -> Ended:
+        order.append(cell.name)
+        made(cell)
+        return Working(90 if cell.name == "olora, tuning orthogonality 0.5" else 1)
+
+    options: dict[str, Any] = {"seeds": 2, "tries": 2, "jobs": 2, "console": quiet(), "start": start}
+    assert compare(stream(tmp_path / "x"), ["ewc", "olora", "sequential"], **options)
+    assert order[:4] == [f"{m}, tuning {k}" for m, k in TRIALS]
+    assert order[4:8] == [f"{method}, seed {seed}" for seed in (0, 1) for method in ("sequential", "ewc")]
+    assert order[8:] == ["olora, seed 0", "olora, seed 1"]
+
+
+TRIALS = [("ewc", "strength 100"), ("ewc", "strength 1000")]
+TRIALS += [("olora", "orthogonality 0.15"), ("olora", "orthogonality 0.5")]
+
+
 def test_unknown_budget() -> None:
     with pytest.raises(ValueError, match="unknown budget 'smal'; known: full, small; did you mean 'small'?"):
         compare(stream(Path("x")), ["ewc"], budget="smal", console=quiet())
@@ -251,14 +283,16 @@ def test_no_test_row_is_read_before_the_choice_is_made(tiny: dict[str, Any], tmp
 
     def start(cell: Cell) -> Ended:
         tuning = cell.config.evaluation.rows == "validation"
-        assert tuning != (output / "tuning.json").exists()
+        assert tuning != (output / "tuning.json").exists()  # with one run at a time
         for file, content in zip(files, contents, strict=True):
             file.write_text("not for you" if tuning else content)
         run(cell.config, quiet())
         return Ended()
 
     asked = ["sequential", "olora"]
-    assert compare(configuration.parse(tiny), asked, seeds=1, tries=2, output=output, console=quiet(), start=start)
+    assert compare(
+        configuration.parse(tiny), asked, seeds=1, tries=2, output=output, console=quiet(), start=start, jobs=1
+    )
     content = written(output)
     assert content["tasks"] == ["mood", "sport"] and content["methods"]["olora"]["bytes"]["kinds"]["past"] > 0
     assert content["methods"]["olora"]["scores"]["average_accuracy"]["mean"] is not None
@@ -288,4 +322,4 @@ def test_kill_9(tiny: dict[str, Any], tmp_path: Path) -> None:
             time.sleep(0.5)
     assert second.returncode == 0, second.stderr
     assert list(written(folder)["methods"]) == ["sequential", "olora"]
-    assert "4/4 olora, seed 0: test accuracy" in second.stdout
+    assert "4/4 olora, seed 0: accuracy" in second.stdout

@@ -63,11 +63,13 @@ class Board:
         if failure is None:
             self.durations.setdefault(cell.label, []).append(seconds)
         self.note(cell.name, seconds)
-        head = f"[dim]{self.done}/{self.total}[/] {escape(cell.name)}:"
+        line = f"[dim]{self.done}/{self.total}[/] {escape(cell.name)}: "
         if failure is not None:
-            line = f"{head} [red]failed[/]: {escape(failure)} [dim]({cell.log})[/]"
+            line += f"[red]failed[/]: {escape(failure)} [dim]({escape(str(cell.log))})[/]"
         else:
-            line = f"{head} {found(cell)} [dim]({human_time(seconds)}{self.ahead(', ')})[/]"
+            line += f"{found(cell)}, {human_time(seconds)}"
+        if not self.console.is_terminal:
+            line += self.ahead("; ")
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def dropped(self, label: str, runs: int) -> None:
@@ -90,7 +92,9 @@ class Board:
         now = time.monotonic()
         running = [(cell.label, now - since) for cell, (_, since) in self.running.items()]
         seconds = remaining(self.waiting, running, self.durations, self.jobs)
-        return before + f"about {human_time(seconds)} left" if seconds else ""
+        if seconds is None:
+            return f"{before}the first to end tells how long it takes"
+        return f"{before}about {human_time(seconds)} left" if self.waiting or running else ""
 
 
 def remaining(
@@ -116,7 +120,6 @@ def remaining(
 
 def found(cell: Cell) -> str:
     """What a finished run has found, in a few words."""
-    results = cell.results()
-    scores = results["accuracy"]["scores"]
-    text = f"{results['rows']} accuracy {scores['average_accuracy']:.3f}"
+    scores = cell.results()["accuracy"]["scores"]
+    text = f"accuracy {scores['average_accuracy']:.3f}"
     return text if scores["forgetting"] is None else f"{text}, forgetting {scores['forgetting']:+.3f}"

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,11 +24,12 @@ PATIENCE = 10.0  # seconds that a run has to end when it is asked to
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One run: of a method (by its label) under a seed, or under a value that is tried."""
+    """One run: of a method (by its label) under a seed, or under a value that is tried. Earlier turns start first."""
 
     label: str
     name: str
     config: RunConfig
+    turn: int = 0
 
     @property
     def folder(self) -> Path:
@@ -83,18 +83,28 @@ class Watcher(Protocol):
 
 
 Starter = Callable[[Cell], Process]
+Follow = Callable[[Cell, int], Sequence[Cell]]
 
 
-def work(cells: Sequence[Cell], start: Starter, jobs: int, watcher: Watcher) -> dict[Cell, int]:
+def work(
+    cells: Sequence[Cell], start: Starter, jobs: int, watcher: Watcher, then: Follow = lambda cell, code: ()
+) -> dict[Cell, int]:
     """Run ``cells``, ``jobs`` at a time; one that fails does not stop the others. Returns the exit codes of failures.
 
     Whatever ends this ends the runs too; each continues where it was when it is started again.
+
+    Args:
+        cells: what to run, those of earlier turns first.
+        start: starts one.
+        jobs: how many may run at a time.
+        watcher: who is told.
+        then: what is to be run once a cell has ended with such a code.
     """
-    waiting, running, failed = deque(cells), dict[Cell, tuple[Process, float]](), dict[Cell, int]()
+    waiting, running, failed = list(cells), dict[Cell, tuple[Process, float]](), dict[Cell, int]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                cell = waiting.popleft()
+                waiting.remove(cell := min(waiting, key=lambda cell: cell.turn))
                 running[cell] = start(cell), time.monotonic()
                 watcher.started(cell)
             for cell, (process, since) in list(running.items()):
@@ -103,6 +113,7 @@ def work(cells: Sequence[Cell], start: Starter, jobs: int, watcher: Watcher) -> 
                     if code or not cell.finished:
                         failed[cell] = code
                     watcher.ended(cell, time.monotonic() - since, why(cell, code) if cell in failed else None)
+                    waiting += then(cell, code)
             watcher.look()
             time.sleep(PAUSE if running else 0)
     finally:

@@ -79,13 +79,16 @@ def compare(
         except KeyboardInterrupt:
             console.print(f"stopped: {folder} keeps what is done, and the same command continues", soft_wrap=True)
             raise
+        finally:
+            log.save()
         content = gather(made, rival, log) | {"machine": machine, "left_out": left_out, "failed": failed}
         write(content, folder)
     if not content["methods"]:
         console.print("no run has finished")
         return False
     show(console, content)
-    console.print(f"table: {folder / 'comparison.md'}   all numbers: {folder / 'comparison.json'}", soft_wrap=True)
+    for kind, name in (("table", "comparison.md"), ("numbers", "comparison.json")):
+        console.print(f"{kind}: {folder / name}", soft_wrap=True)
     return not failed
 
 
@@ -110,7 +113,18 @@ class Log:
     def took(self, name: str, seconds: float) -> None:
         """A run has ended; the seconds of several attempts add up."""
         self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 1)
+        self.save()
+
+    def save(self) -> None:
+        """Write the seconds down."""
         store.write_json(self.folder / "times.json", {"wall": self.wall, "runs": self.seconds})
+
+    def durations(self) -> dict[str, list[float]]:
+        """Seconds of runs by label."""
+        found: dict[str, list[float]] = {}
+        for name, seconds in self.seconds.items():
+            found.setdefault(name.rpartition(", ")[0], []).append(seconds)
+        return found
 
     def choose(self, entry: Entry, cells: Mapping[float, Cell]) -> bool:
         """Choose once and for all among the finished ``cells``; False if there are none."""
@@ -137,31 +151,41 @@ class Log:
 
 
 def fill(made: Comparison, start: Starter, jobs: int, console: Console, log: Log) -> dict[str, str]:
-    """Run what is missing: what tunes first, then what counts. Returns why runs have failed, by name.
+    """Run what is missing: a method's runs as soon as it is tuned. Returns why runs have failed, by name.
 
-    A value whose run ends with an error counts as tried; a method of which a run was killed is tuned the next time.
+    What tunes goes first, then seed by seed, so that a comparison cut short is of all methods. A value whose run ends
+    with an error counts as tried; a method of which a run was killed is tuned the next time.
     """
-    tuning = {e.label: made.tuning(e) for e in made.entries if not log.settled(e)}
-    first = _unfinished(cell for cells in tuning.values() for cell in cells.values())
-    waiting = [cell.label for cell in first + _settled(made, log)] + list(tuning) * len(made.seeds)
-    known: dict[str, list[float]] = {}
-    for name, seconds in log.seconds.items():
-        known.setdefault(name.rpartition(", ")[0], []).append(seconds)
-    total = sum(len(e.tried) + len(made.seeds) for e in made.entries)
-    with Board(console, waiting, total - len(waiting), known, jobs, log.took) as board:
-        codes = work(first, start, jobs, board)
-        for entry in (e for e in made.entries if e.label in tuning):
-            cells = tuning[entry.label]
-            if any(codes.get(cell, 0) < 0 for cell in cells.values()) or not log.choose(entry, cells):
-                board.dropped(entry.label, len(made.seeds))
-        codes |= work(_settled(made, log), start, jobs, board)
+    trials = {entry: made.tuning(entry) for entry in made.entries if not log.settled(entry)}
+    left = {entry.label: _unfinished(cells.values()) for entry, cells in trials.items()}
+    for entry in [entry for entry in trials if not left[entry.label]]:
+        log.choose(entry, trials.pop(entry))
+    tuning = [cell for entry in trials for cell in left[entry.label]]
+    ready = [cell for entry in made.entries if log.settled(entry) for cell in _missing(made, entry, log)]
+    waiting = [cell.label for cell in tuning + ready] + [entry.label for entry in trials for _ in made.seeds]
+    total = sum(len(entry.tried) + len(made.seeds) for entry in made.entries)
+    killed = set[str]()
+
+    def then(cell: Cell, code: int) -> list[Cell]:
+        entry = next((entry for entry in trials if cell in trials[entry].values()), None)
+        if entry is None:
+            return []
+        left[entry.label].remove(cell)
+        killed.update([entry.label] if code < 0 else [])
+        if left[entry.label]:
+            return []
+        if entry.label in killed or not log.choose(entry, trials[entry]):
+            board.dropped(entry.label, len(made.seeds))
+            return []
+        return _missing(made, entry, log)
+
+    with Board(console, waiting, total - len(waiting), log.durations(), jobs, log.took) as board:
+        codes = work(tuning + ready, start, jobs, board, then)
     return {cell.name: f"{why(cell, code)} ({cell.log})" for cell, code in codes.items()}
 
 
-def _settled(made: Comparison, log: Log) -> list[Cell]:
-    """The missing runs of methods that are tuned, seed by seed: a comparison that is cut short is of all methods."""
-    found = [made.cells(entry, log.value(entry)) for entry in made.entries if log.settled(entry)]
-    return _unfinished(cells[seed] for seed in made.seeds for cells in found)
+def _missing(made: Comparison, entry: Entry, log: Log) -> list[Cell]:
+    return _unfinished(made.cells(entry, log.value(entry)).values())
 
 
 def _unfinished(cells: Iterable[Cell]) -> list[Cell]:

@@ -27,7 +27,7 @@ class Budget:
     max_test: int | None = None
 
 
-BUDGETS = {"full": Budget("full", 5), "small": Budget("small", 3, 60, 60)}
+BUDGETS = {"full": Budget("full", 5), "small": Budget("small", 3, 50, 60)}
 
 
 def budget_named(name: str, tries: int | None) -> Budget:
@@ -70,9 +70,9 @@ class Comparison:
         method = entry.method if chosen is None else entry.method | {str(entry.keyword): chosen}
         checked = configuration.parse(self.document | {"method": method})
         found = {}
-        for seed in self.seeds:
+        for turn, seed in enumerate(self.seeds, 1):
             own = {"seed": seed, "output": str(self.output / entry.folder / f"seed-{seed}")}
-            found[seed] = Cell(entry.label, f"{entry.label}, seed {seed}", checked.model_copy(update=own))
+            found[seed] = Cell(entry.label, f"{entry.label}, seed {seed}", checked.model_copy(update=own), turn)
         return found
 
 

@@ -17,7 +17,7 @@ from retain.nearest import did_you_mean
 ALL = "all"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """One method of a comparison.
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind tell apart; a second round of them has other markers and lines.
+# Okabe and Ito's colours, which the colour-blind tell apart, each with a marker; further rounds pair them otherwise.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-MARKERS, LINES = ("o", "s", "^"), ("-", "--", ":")
+MARKERS, LINES = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", ":")
+APART = 0.3  # of the distance between two tasks: the width over which the methods' points are spread
+WIDE = 30  # a ratio of bytes from which on small ones would lie on the axis
 
 Found = Mapping[str, Any]
 
@@ -31,17 +32,19 @@ def draw(comparison: Found, folder: Path) -> None:
 
 
 def _style(number: int) -> dict[str, Any]:
-    turn = number // len(COLOURS) % len(MARKERS)
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[turn], "linestyle": LINES[turn]}
+    turn, colour = divmod(number, len(COLOURS))
+    marker, line = MARKERS[(colour + turn) % len(MARKERS)], LINES[turn % len(LINES)]
+    return {"color": COLOURS[colour], "marker": marker, "linestyle": line, "markersize": 5}
 
 
 def _accuracy(ax: Axes, comparison: Found) -> None:
-    for number, (label, found) in enumerate(comparison["methods"].items()):
+    methods = comparison["methods"]
+    for number, (label, found) in enumerate(methods.items()):
         there = [(t, point) for t, point in enumerate(found["curve"], 1) if point is not None]
-        steps, means = [t for t, _ in there], np.array([point["mean"] for _, point in there])
-        spread = np.array([point["std"] or 0.0 for _, point in there])
-        ax.plot(steps, means, label=label, markersize=5, **_style(number))
-        ax.fill_between(steps, means - spread, means + spread, color=_style(number)["color"], alpha=0.12, linewidth=0)
+        aside = APART * ((number + 0.5) / len(methods) - 0.5)
+        steps, means = [t + aside for t, _ in there], [point["mean"] for _, point in there]
+        bars = [point["std"] or 0.0 for _, point in there]
+        ax.errorbar(steps, means, yerr=bars, elinewidth=0.8, label=label, **_style(number))
     _tasks(ax, comparison)
     ax.set_ylabel("accuracy on the tasks learned so far")
 
@@ -50,7 +53,7 @@ def _stability(ax: Axes, comparison: Found) -> None:
     for number, (label, found) in enumerate(comparison["methods"].items()):
         learned, kept = (found["scores"][name] for name in ("learning_accuracy", "stability"))
         if learned is not None and kept is not None:
-            style = _style(number) | {"linestyle": "none", "markersize": 8, "elinewidth": 1}
+            style = _style(number) | {"linestyle": "none", "markersize": 8, "elinewidth": 0.8}
             bars = {"xerr": learned["std"], "yerr": kept["std"]}
             ax.errorbar(learned["mean"], kept["mean"], **bars, label=label, **style)
     ax.set_xlabel("plasticity: accuracy on each task just learned")
@@ -58,11 +61,15 @@ def _stability(ax: Axes, comparison: Found) -> None:
 
 
 def _bytes(ax: Axes, comparison: Found) -> None:
+    sizes = [size for found in comparison["methods"].values() for size in found["bytes"]["after"].values()]
     for number, (label, found) in enumerate(comparison["methods"].items()):
         after = {int(t): size / 2**20 for t, size in found["bytes"]["after"].items()}
-        ax.plot(list(after), list(after.values()), label=label, markersize=5, **_style(number))
+        ax.plot(list(after), list(after.values()), label=label, **_style(number))
     _tasks(ax, comparison)
-    ax.set_ylim(bottom=0)
+    if max(sizes) > WIDE * min(sizes):
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
     ax.set_ylabel("MiB kept, adapter included")
 
 

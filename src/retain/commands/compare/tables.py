@@ -14,6 +14,7 @@ from retain.commands.plan import human_time
 from retain.commands.table import ENDLESS, human
 
 NONE = "–"
+FEW = 5  # seeds
 LIMITS = {"max_train": "training", "max_test": "test"}
 FIGURES = {
     "accuracy.png": "Average accuracy on the tasks learned so far",
@@ -32,45 +33,55 @@ class Column:
     cell: Callable[[Found], str]
 
 
-def columns(comparison: Found) -> list[Column]:
-    """Those of the table, in order."""
-    against = comparison["against"]
+def groups(against: str) -> list[list[Column]]:
+    """The columns of the table in order; those of a group belong together."""
     return [
-        Column("tuned", _knob),
-        Column("final accuracy", lambda m: _score(m, "average_accuracy")),
-        Column(f"vs {against}", lambda m: _difference(m, "average_accuracy")),
-        Column("AIA", lambda m: _score(m, "average_incremental_accuracy")),
-        Column("forgetting", lambda m: _score(m, "forgetting")),
-        Column(f"vs {against}", lambda m: _difference(m, "forgetting")),
-        Column("learning accuracy", lambda m: _score(m, "learning_accuracy")),
-        Column("intransigence", lambda m: _score(m, "intransigence")),
-        Column("adapter", lambda m: human(m["bytes"]["adapter"])),
-        Column("beside it", _state),
-        Column("a step", lambda m: _time(m["seconds_per_step"])),
-        Column("a boundary", lambda m: _time(m["seconds_per_boundary"])),
+        [
+            Column("tuned", _knob),
+            Column("final accuracy", lambda m: _score(m, "average_accuracy")),
+            Column(f"vs {against}", lambda m: _difference(m, "average_accuracy")),
+        ],
+        [
+            Column("AIA", lambda m: _score(m, "average_incremental_accuracy")),
+            Column("forgetting", lambda m: _score(m, "forgetting")),
+            Column(f"forgetting vs {against}", lambda m: _difference(m, "forgetting")),
+        ],
+        [
+            Column("learning accuracy", lambda m: _score(m, "learning_accuracy")),
+            Column("intransigence", lambda m: _score(m, "intransigence")),
+        ],
+        [
+            Column("adapter", lambda m: human(m["bytes"]["adapter"])),
+            Column("kept beside it", _state),
+            Column("a task adds", _growth),
+        ],
+        [
+            Column("a step takes", lambda m: _time(m["seconds_per_step"])),
+            Column("a boundary", lambda m: _time(m["seconds_per_boundary"])),
+        ],
     ]
 
 
 def show(console: Console, comparison: Found) -> None:
     """Print the table, cut where the terminal ends, and what is to be said of it."""
-    methods, left = comparison["methods"], columns(comparison)
-    while left and methods:
-        fitting = [n for n in range(1, len(left) + 1) if _fits(console, _table(methods, left[:n]))]
-        count = max(fitting, default=1)
-        console.print(_table(methods, left[:count]))
-        left = left[count:]
+    methods, fitting = comparison["methods"], list[Column]()
+    for group in groups(comparison["against"]):
+        for part in [group] if _fits(console, methods, group) else [[column] for column in group]:
+            if fitting and not _fits(console, methods, fitting + part):
+                console.print(_table(methods, fitting))
+                fitting = []
+            fitting += part
+    console.print(_table(methods, fitting))
     for line in remarks(comparison):
         console.print(escape(line), highlight=False)
 
 
 def markdown(comparison: Found) -> str:
     """The page: the table, how it was made, the tuning, and the figures."""
-    titles = ["method", *(column.title for column in columns(comparison))]
-    rows = [
-        [f"`{label}`", *(column.cell(found) for column in columns(comparison))]
-        for label, found in comparison["methods"].items()
-    ]
-    lines = ["# Comparison", "", *_grid(titles, rows), "", *(f"- {line}" for line in remarks(comparison)), ""]
+    columns = [column for group in groups(comparison["against"]) for column in group]
+    rows = [[f"`{label}`", *(c.cell(found) for c in columns)] for label, found in comparison["methods"].items()]
+    lines = ["# Comparison", "", *_grid(["method", *(column.title for column in columns)], rows), ""]
+    lines += [*(f"- {line}" for line in remarks(comparison)), ""]
     if tuned := comparison["tuning"]:
         lines += ["## Tuning", "", "Final average accuracy on validation rows, test rows aside.", ""]
         lines += [*_grid(["method", "keyword", "tried", "accuracy", "chosen"], list(map(_tuning, tuned.items()))), ""]
@@ -86,7 +97,8 @@ def remarks(comparison: Found) -> Iterator[str]:
         yield f"Final accuracy against {against}, by each interval alone: {'; '.join(told)}."
     if len(seeds) > 1:
         spread = f"{len(seeds)} seeds on the same rows: mean ± standard deviation"
-        yield f"{spread}; intervals are 95 % over seeds and test rows, paired."
+        narrow = ", and rather too narrow with so few seeds" if len(seeds) < FEW else ""
+        yield f"{spread}; intervals are 95 % over seeds and test rows, paired{narrow}."
     else:
         yield "One seed, so no spread; intervals are 95 % over test rows alone, paired."
     yield _tuned(budget)
@@ -103,7 +115,7 @@ def remarks(comparison: Found) -> Iterator[str]:
     machine, seconds = comparison["machine"], comparison["seconds"]
     yield (
         f"Took {human_time(seconds['wall'])} on {machine['cores']} cores, runs at a time: {machine['jobs']}, threads "
-        f"each: {machine['threads']}. All runs: {human_time(seconds['runs'])}, of which tuning: "
+        f"each: {machine['threads']}. One after the other the runs took {human_time(seconds['runs'])}, of which tuning "
         f"{human_time(seconds['tuning'])}."
     )
     for label, reason in comparison["left_out"].items():
@@ -118,7 +130,7 @@ def _tuned(budget: Found) -> str:
     if budget["tries"] == 1:
         return f"{limits}, nothing tuned."
     tries = f"{budget['tries']} values of every knob tried on validation rows, under one other seed"
-    return f"{limits}; {tries}. Test rows served for what was chosen alone."
+    return f"{limits}; {tries}. Test rows were scored with what was chosen alone."
 
 
 def _table(methods: Found, chosen: Sequence[Column]) -> Table:
@@ -130,8 +142,9 @@ def _table(methods: Found, chosen: Sequence[Column]) -> Table:
     return table
 
 
-def _fits(console: Console, table: Table) -> bool:
-    return console.measure(table, options=console.options.update(max_width=ENDLESS)).maximum <= console.width
+def _fits(console: Console, methods: Found, chosen: Sequence[Column]) -> bool:
+    options = console.options.update(max_width=ENDLESS)
+    return console.measure(_table(methods, chosen), options=options).maximum <= console.width
 
 
 def _grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -141,11 +154,10 @@ def _grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _tuning(item: tuple[str, Found]) -> list[str]:
     label, found = item
-    scores = (NONE if score is None else f"{score:.3f}" for score in found["scores"])
-    chosen = (
-        NONE if found["chosen"] is None else f"{found['chosen']:g}{' (at the edge)' if found['at_the_edge'] else ''}"
-    )
-    return [f"`{label}`", found["keyword"], ", ".join(f"{v:g}" for v in found["tried"]), ", ".join(scores), chosen]
+    tried = ", ".join(f"{value:g}" for value in found["tried"])
+    scores = ", ".join("failed" if score is None else f"{score:.3f}" for score in found["scores"])
+    edge = " (at the edge)" if found["at_the_edge"] else ""
+    return [f"`{label}`", found["keyword"], tried, scores, f"{found['chosen']:g}{edge}"]
 
 
 def _knob(found: Found) -> str:
@@ -179,6 +191,15 @@ def _state(found: Found) -> str:
     if found["bytes"]["state"] < 1024 or not large:
         return NONE
     return ", ".join(f"{kind} {human(kinds[kind])}" for kind in large)
+
+
+def _growth(found: Found) -> str:
+    """Bytes that every task after the first has added."""
+    after = {int(t): size for t, size in found["bytes"]["after"].items()}
+    if len(after) < 2:
+        return NONE
+    each = (after[max(after)] - after[min(after)]) / (max(after) - min(after))
+    return human(each) if each >= 1024 else NONE
 
 
 def _time(found: Found | None) -> str:
