@@ -81,6 +81,13 @@ def test_every_knob_is_tuned_alike_and_then_every_method_runs_under_every_seed(t
     assert files >= {"compare.yaml", "comparison.md", "drawn", "times.json"}
 
 
+def test_a_variant_s_adapter_is_that_of_all_its_runs(tmp_path: Path) -> None:
+    start, started = starter()
+    compare(stream(tmp_path / "x"), ["olora:lora.r=4", "olora"], seeds=1, tries=2, console=quiet(), start=start)
+    assert {(cell.label, cell.config.lora["r"]) for cell in started} == {("olora:lora.r=4", 4), ("olora", 8)}
+    assert len(started) == 2 * 3
+
+
 def test_a_small_budget_has_fewer_rows_and_fewer_values(tmp_path: Path) -> None:
     start, started = starter()
     config = stream(tmp_path / "x")

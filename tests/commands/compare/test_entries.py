@@ -46,6 +46,16 @@ def test_variants_stand_beside_their_method() -> None:
     assert [e.label for e in named("all", "olora:overlap=squared")] == [*METHODS, "olora:overlap=squared"]
 
 
+def test_a_variant_may_have_another_adapter_or_training_but_no_other_rows() -> None:
+    lora = {"r": 8, "lora_alpha": 8, "target_modules": "all-linear"}
+    plain, scaled = named("eblora", "eblora:lora.lora_alpha=40,energy=0.9,training.max_steps=3", lora=lora)
+    assert plain.sections == {} and plain.tried
+    assert scaled.sections == {"lora": lora | {"lora_alpha": 40}, "training": {"max_steps": 3}} and not scaled.tried
+    assert scaled.method == {"name": "eblora", "energy": 0.9} and lora["lora_alpha"] == 8
+    assert "unknown key 'lora_alhpa'" in refused("eblora:lora.lora_alhpa=40")
+    assert "method: unknown key 'tasks'" in refused("sequential:tasks.0.max_train=1")
+
+
 def test_what_is_given_is_not_tuned() -> None:
     entry = named("ewc-lora:strength=7")[0]
     assert (entry.keyword, entry.tried, entry.method["strength"]) == ("strength", (), 7)

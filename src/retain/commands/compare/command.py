@@ -207,6 +207,7 @@ def gather(made: Comparison, rival: str, log: Log) -> dict[str, Any]:
         if entry.label in content["methods"]:
             content["methods"][entry.label] |= {
                 "method": entry.method,
+                "sections": entry.sections,
                 "knob": _knob(entry, log),
                 "cumulative": entry.cumulative,
             }

@@ -43,7 +43,7 @@ def budget_named(name: str, tries: int | None) -> Budget:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared: ``document`` is the configuration of every run but for its method, seed and output."""
+    """What is compared: ``document`` is the configuration of every run but for its method, its seed and its folder."""
 
     document: dict[str, Any]
     budget: Budget
@@ -53,10 +53,14 @@ class Comparison:
 
     def tuning(self, entry: Entry) -> dict[float, Cell]:
         """The runs that try a value of its knob, on validation rows and under a seed that no other run has."""
-        common = self.document | {
-            "evaluation": self.document["evaluation"] | {"rows": "validation"},
-            "seed": (self.document["seed"] + APART) % 2**32,
-        }
+        common = (
+            self.document
+            | entry.sections
+            | {
+                "evaluation": self.document["evaluation"] | {"rows": "validation"},
+                "seed": (self.document["seed"] + APART) % 2**32,
+            }
+        )
         found = {}
         for value in entry.tried:
             folder = self.output / "tuning" / entry.folder / f"{entry.keyword}={value:g}"
@@ -68,7 +72,7 @@ class Comparison:
     def cells(self, entry: Entry, chosen: float | None) -> dict[int, Cell]:
         """Its runs by seed, on test rows, with the value of its knob that was ``chosen`` if there was a choice."""
         method = entry.method if chosen is None else entry.method | {str(entry.keyword): chosen}
-        checked = configuration.parse(self.document | {"method": method})
+        checked = configuration.parse(self.document | entry.sections | {"method": method})
         found = {}
         for turn, seed in enumerate(self.seeds, 1):
             own = {"seed": seed, "output": str(self.output / entry.folder / f"seed-{seed}")}

@@ -1,11 +1,12 @@
-"""Which methods are compared: names of ``METHODS``, and variants such as ``ewc-lora:mode=merge,rank=8``."""
+"""Which methods are compared: names of ``METHODS``, and variants such as ``eblora:energy=0.9,lora.lora_alpha=40``."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from retain import config as configuration
@@ -15,6 +16,7 @@ from retain.methods import METHODS, method_named
 from retain.nearest import did_you_mean
 
 ALL = "all"
+SECTIONS = ("lora", "heads", "training")  # of which a variant may change a key; rows and seeds are the same for all
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +29,14 @@ class Entry:
         keyword: the method's knob; None if it has none.
         tried: the values of it to try, ascending; empty where there is no choice: no knob, a value that is given, or
             the default alone.
+        sections: what a variant changes of the rest of the configuration.
     """
 
     label: str
     method: dict[str, Any]
     keyword: str | None = None
     tried: tuple[float, ...] = ()
+    sections: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -96,16 +100,20 @@ def tried(values: Sequence[float], default: Any, tries: int) -> tuple[float, ...
 
 def _entry(label: str, config: RunConfig, tries: int) -> Entry:
     name, _, rest = label.partition(":")
-    cls = method_named(name)
-    document = {"method": dict(config.method if config.method["name"] == name else {"name": name})}
+    cls, whole = method_named(name), config.model_dump(exclude_none=True)
+    sections = {"method": dict(config.method) if config.method["name"] == name else {"name": name}}
     for assignment in re.split(r",(?=[\w.]+=)", rest) if rest else []:
-        yamls.override(document, f"method.{assignment}")
+        section = assignment.partition(".")[0]
+        if section in SECTIONS:
+            sections.setdefault(section, copy.deepcopy(whole[section]))
+        yamls.override(sections, assignment if section in SECTIONS else f"method.{assignment}")
+    method = sections.pop("method")
     keyword, values = cls.knob or (None, ())
-    choice = () if keyword is None or keyword in document["method"] or tries == 1 else values
+    choice = () if keyword is None or keyword in method or tries == 1 else values
     if choice and tries > len(choice):
         raise ValueError(f"--tries {tries}: {keyword} of {label} has {len(choice)} values, and all methods try as many")
     if choice:
         choice = tried(choice, inspect.signature(cls).parameters[str(keyword)].default, tries)
     for own in [{keyword: value} for value in choice] or [{}]:
-        configuration.parse(config.model_dump(exclude_none=True) | {"method": document["method"] | own})
-    return Entry(label, document["method"], keyword, choice)
+        configuration.parse(whole | sections | {"method": method | own})
+    return Entry(label, method, keyword, choice, sections)
