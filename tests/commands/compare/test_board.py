@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("fast_runs")
         (["ewc"] * 3, [], 3, 15.0),
         (["olora"], [], 1, 30.0),  # the mean of all
         (["ewc"], [("ewc", 5.0)], 1, 25.0),
-        (["ewc"], [("ewc", 50.0)], 1, 15.0),  # longer than expected: what is left of it is not known
+        (["ewc"], [("ewc", 50.0)], 1, 20.0),  # longer than expected: what is left of it is not known
         (["ewc"], [("share", 0.0)], 2, 60.0),  # no shorter than the longest run
     ],
 )

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from retain.commands.compare.cells import Cell
 from retain.commands.plan import human_time
 
+LATE = 0.1
 Durations = dict[str, list[float]]
 
 
@@ -104,7 +105,8 @@ def remaining(
 
     Args:
         waiting: labels of runs to come; each takes as long as the mean of its label's, or of all.
-        running: labels of runs at work, and the seconds that they have worked.
+        running: labels of runs at work, and the seconds that they have worked; one that takes longer than expected is
+            reckoned to take another tenth.
         known: seconds of finished runs, by label.
         jobs: runs at a time.
     """
@@ -114,7 +116,8 @@ def remaining(
         return None
     mean = float(np.mean([seconds for each in known.values() for seconds in each]))
     expected = {label: float(np.mean(known.get(label) or mean)) for label in [*waiting, *(name for name, _ in running)]}
-    rest = [max(expected[label] - worked, 0.0) for label, worked in running] + [expected[label] for label in waiting]
+    rest = [max(expected[label] - worked, LATE * worked) for label, worked in running]
+    rest += [expected[label] for label in waiting]
     return max(sum(rest) / jobs, *rest)
 
 
