@@ -224,14 +224,14 @@ def test_a_training_continues_from_its_last_whole_checkpoint(name: str, tmp_path
     first, second = rows_task("first", seed=1), rows_task("second", seed=2)
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 8, "weight_decay": 0.1, "learning_rate": 0.01}
     whole, broken, resumed = boundary(), boundary(), boundary()
-    fit(whole.model, second, whole, arguments(tmp_path / "whole", **options))
+    assert fit(whole.model, second, whole, arguments(tmp_path / "whole", **options)) == 8
     with pytest.raises(KeyboardInterrupt):
         fit(broken.model, second, broken, arguments(tmp_path / "broken", **options), callbacks=[Stop()])
     assert sorted(p.name for p in (tmp_path / "broken").iterdir()) == ["checkpoint-2", "checkpoint-4"]
     shutil.copytree(tmp_path / "broken" / "checkpoint-4", tmp_path / "broken" / "checkpoint-5")
     (tmp_path / "broken" / "checkpoint-5" / "trainer_state.json").unlink()  # as if killed while it was written
     (tmp_path / "broken" / "checkpoint-5" / "optimizer.pt").write_text("half")
-    fit(resumed.model, second, resumed, arguments(tmp_path / "broken", **options))
+    assert fit(resumed.model, second, resumed, arguments(tmp_path / "broken", **options)) == 4
     ours, theirs = adapter_parameters(resumed.model), adapter_parameters(whole.model)
     for key, parameter in theirs.items():
         assert ours[key].requires_grad == parameter.requires_grad

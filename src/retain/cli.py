@@ -120,11 +120,14 @@ def compare(
     overrides: Overrides = None,
     methods: Annotated[
         list[str] | None,
-        typer.Option(help="Names, [cyan]all[/], or variants such as [cyan]ewc-lora:mode=merge,rank=8[/]; several."),
+        typer.Option(
+            help="Names, and variants such as [cyan]ewc-lora:mode=merge,rank=8[/]; [cyan]all[/] if not given.",
+            show_default=False,
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many, from the file's on.", min=1)] = 3,
     budget: Annotated[
-        str, typer.Option(help="[cyan]full[/]: all rows, 5 values of a knob. [cyan]small[/]: 50 rows a task, 3 values.")
+        str, typer.Option(help="[cyan]full[/]: all rows, 5 values of a knob; [cyan]small[/]: 40 rows a task, 3 values.")
     ] = "full",
     tries: Annotated[
         int | None, typer.Option(help="Values of every knob instead; 1 tunes nothing.", min=1, show_default=False)

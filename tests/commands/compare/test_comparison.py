@@ -38,10 +38,10 @@ def test_a_small_budget_has_fewer_rows_and_fewer_values(tmp_path: Path) -> None:
     few = config.model_copy(update={"tasks": [config.tasks[0].model_copy(update={"max_train": 9}), *config.tasks[1:]]})
     compare(few, ["ewc"], seeds=1, budget="small", console=quiet(), start=start)
     assert len(started) == 3 + 1 and (tmp_path / "x-compare" / "comparison.md").exists()
-    assert {tuple(t.max_train for t in cell.config.tasks) for cell in started} == {(9, 50, 50)}
-    assert {tuple(t.max_test for t in cell.config.tasks) for cell in started} == {(60, 60, 60)}
+    assert {tuple(t.max_train for t in cell.config.tasks) for cell in started} == {(9, 40, 40)}
+    assert {tuple(t.max_test for t in cell.config.tasks) for cell in started} == {(50, 50, 50)}
     text = (tmp_path / "x-compare" / "comparison.md").read_text()
-    assert "Budget 'small': at most 50 training rows a task, at most 60 test rows a task; 3 values" in text
+    assert "Budget 'small': at most 40 training rows a task, at most 50 test rows a task; 3 values" in text
 
 
 def test_unknown_budget() -> None:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from retain.commands.compare.cells import Cell
 from retain.commands.plan import human_time
 
-LATE = 0.1
+LATE = 0.1  # of what a run has taken that takes longer than expected: what is left of it
 Durations = dict[str, list[float]]
 
 

@@ -27,7 +27,7 @@ class Budget:
     max_test: int | None = None
 
 
-BUDGETS = {"full": Budget("full", 5), "small": Budget("small", 3, 50, 60)}
+BUDGETS = {"full": Budget("full", 5), "small": Budget("small", 3, 40, 50)}
 
 
 def budget_named(name: str, tries: int | None) -> Budget:

@@ -104,6 +104,7 @@ def _found(mine: Mapping[int, Run], reference: Mapping[int, Run], alone: bool) -
         values["intransigence"].append(None if best is None else _number(scores.intransigence(run.matrix, best)))
     every = list(mine.values())
     last = [run.trained[-1]["bytes"] for run in every]
+    kinds = sorted({kind for size in last for kind in size["kinds"]})
     return {
         "seeds": list(mine),
         "scores": {name: spread(found) for name, found in values.items()},
@@ -111,7 +112,7 @@ def _found(mine: Mapping[int, Run], reference: Mapping[int, Run], alone: bool) -
         "bytes": {
             "adapter": _mean([size["adapter"] for size in last]),
             "state": _mean([size["state"] for size in last]),
-            "kinds": {kind: _mean([size["kinds"][kind] for size in last]) for kind in last[0]["kinds"]},
+            "kinds": {kind: _mean([size["kinds"].get(kind, 0) for size in last]) for kind in kinds},
             "after": {
                 stage[0]["learned"]: _mean([record["bytes"]["adapter"] + record["bytes"]["state"] for record in stage])
                 for stage in zip(*(run.trained for run in every), strict=True)
