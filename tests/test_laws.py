@@ -45,7 +45,11 @@ FORMS: dict[str, Make] = {
 }
 VARIANTS = RULES | FORMS
 PROTECTING = {name: make for name, make in VARIANTS.items() if "strength" in inspect.signature(make).parameters}
-every_method = pytest.mark.parametrize("make", VARIANTS.values(), ids=VARIANTS)
+every_method = pytest.mark.parametrize(
+    "make", [pytest.param(make, id=name, marks=[pytest.mark.slow] * (name in FORMS)) for name, make in VARIANTS.items()]
+)
+QUICK = [("sequential", 2), ("ewc-lora", 2), *((name, 1) for name in METHODS)]  # with accumulation over so many batches
+TRAINED = [*QUICK, *((name, 2) for name in VARIANTS if (name, 2) not in QUICK)]
 A, B, C = (texts(name, seed=seed) for seed, name in enumerate("abc"))
 
 
@@ -106,7 +110,7 @@ def test_what_was_saved_after_a_task_continues_like_what_never_stopped(make: Mak
 
 @pytest.mark.parametrize(
     ("make", "accumulation"),
-    [pytest.param(make, n, id=f"{name}-{n}") for name, make in VARIANTS.items() for n in (1, 2)[name not in METHODS :]],
+    [pytest.param(VARIANTS[m], n, id=f"{m}-{n}", marks=[pytest.mark.slow] * ((m, n) not in QUICK)) for m, n in TRAINED],
 )
 def test_own_loop_and_trainer_give_the_same_weights(make: Make, accumulation: int, tmp_path: Any) -> None:
     own, other = (make(steady_bert(), seed=0) for _ in range(2))

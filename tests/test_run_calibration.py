@@ -32,9 +32,10 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, float], dic
     found: list[Any] = []
     evaluate, end = running.evaluate, running._train
 
-    def train(shop: Any, *rest: Any) -> None:
-        end(shop, *rest)
+    def train(shop: Any, *rest: Any) -> int:
+        steps = end(shop, *rest)
         found.append((shop.method.predicted_rise(), {}))
+        return steps
 
     def score(model: Any, task: Any, **options: Any) -> Any:
         result = evaluate(model, task, **options)

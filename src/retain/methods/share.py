@@ -118,8 +118,17 @@ class Share(Method):
 
     @property
     def growth(self) -> int:
-        sides = ((len(s.A), min(self.components, n)) for s in self.sites.values() for n in (len(s.B), s.A.shape[1]))
-        return 4 * sum(min(r, k) * k for r, k in sides) + 32 * len(self.sites)
+        """Columns, until a basis is full, the core of a task, and what columns add to earlier cores."""
+        total = 32 * len(self.sites)
+        for name, site in self.sites.items():
+            bases, r = self.bases[name], site.layer.r[site.adapter]
+            heights = [[len(core.left), core.right.shape[1]] for core in bases.cores.values()]
+            for side, basis in enumerate((bases.U, bases.V)):
+                n, k = basis.shape
+                most = n if self.max_residual is not None else min(self.components, n)
+                earlier = sum((most - height[side]) * r for height in heights)
+                total += 4 * (min(r, max(0, most - k)) * n + min(r, most) * most + max(0, earlier))
+        return total
 
     @property
     def spaces(self) -> dict[str, dict[str, Any]]:
