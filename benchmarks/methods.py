@@ -72,6 +72,7 @@ CELLS: dict[str, Cell] = {
     **{quirk: eblora(reference=[quirk]) for quirk in QUIRKS},
     "all quirks": eblora(reference=QUIRKS),
     "Share": Cell("share"),
+    "Share, k = 24": Cell("share", {"components": 24}),
     "Share, 2 temporary": Cell("share", {"temporary": 2}),
 }
 
