@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification
@@ -46,6 +48,11 @@ def settings(base: str, folder: Path, names: str = "mood sport greek", **section
 def yaml_file(document: dict[str, Any], path: Path) -> str:
     path.write_text(yamls.write(document))
     return str(path)
+
+
+def slow_but(names: Iterable[str], *quick: str) -> list[Any]:
+    """Parameters of a test that runs with the slow ones for all ``names`` but ``quick``."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in quick)) for name in names]
 
 
 def quiet() -> Console:

@@ -23,6 +23,7 @@ from retain.lora import adapter_parameters
 from retain.method import Method
 from retain.methods import METHODS
 from retain.task import Task, evaluating, forward
+from runs import slow_but
 from streams import word_tokenizer
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
@@ -202,7 +203,7 @@ MIDTASK = dict.fromkeys(METHODS, {}) | {
 }
 
 
-@pytest.mark.parametrize("name", MIDTASK)
+@pytest.mark.parametrize("name", slow_but(MIDTASK, "ewc-lora", "eblora", "dwd"))
 def test_a_training_continues_from_its_last_whole_checkpoint(name: str, tmp_path: Path) -> None:
     """The second of two tasks is stopped in its middle: model, method and heads are those of the boundary again."""
 

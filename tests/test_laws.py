@@ -45,8 +45,10 @@ FORMS: dict[str, Make] = {
 }
 VARIANTS = RULES | FORMS
 PROTECTING = {name: make for name, make in VARIANTS.items() if "strength" in inspect.signature(make).parameters}
+AT_ONCE = METHODS.keys() | {"sequential, merged", "ewc-lora, merged", "share, dense"}  # the others with the slow tests
 every_method = pytest.mark.parametrize(
-    "make", [pytest.param(make, id=name, marks=[pytest.mark.slow] * (name in FORMS)) for name, make in VARIANTS.items()]
+    "make",
+    [pytest.param(make, id=name, marks=[pytest.mark.slow] * (name not in AT_ONCE)) for name, make in VARIANTS.items()],
 )
 QUICK = [("sequential", 2), ("ewc-lora", 2), *((name, 1) for name in METHODS)]  # with accumulation over so many batches
 TRAINED = [*QUICK, *((name, 2) for name in VARIANTS if (name, 2) not in QUICK)]

@@ -19,7 +19,7 @@ from retain.config import RunConfig
 from retain.methods import METHODS
 from retain.run import run
 from retain.store import StoreError
-from runs import document, left_by, quiet, settings, yaml_file
+from runs import document, left_by, quiet, settings, slow_but, yaml_file
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
 
@@ -61,7 +61,7 @@ def stopped(config: RunConfig, name: str, call: int, error: type[BaseException] 
             run(config, quiet())
 
 
-@pytest.mark.parametrize("method", VARIANTS)
+@pytest.mark.parametrize("method", slow_but(VARIANTS, "ewc-lora", "share", "replay"))
 def test_a_run_killed_in_its_second_and_third_task_ends_as_if_it_had_not(
     method: str, bert: str, tmp_path: Path
 ) -> None:
