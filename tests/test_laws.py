@@ -46,10 +46,15 @@ FORMS: dict[str, Make] = {
 VARIANTS = RULES | FORMS
 PROTECTING = {name: make for name, make in VARIANTS.items() if "strength" in inspect.signature(make).parameters}
 AT_ONCE = METHODS.keys() | {"sequential, merged", "ewc-lora, merged", "share, dense"}  # the others with the slow tests
-every_method = pytest.mark.parametrize(
-    "make",
-    [pytest.param(make, id=name, marks=[pytest.mark.slow] * (name not in AT_ONCE)) for name, make in VARIANTS.items()],
-)
+
+
+def each(makers: dict[str, Make]) -> Any:
+    """A test for each of ``makers``, most variants with the slow ones."""
+    marks = {name: [pytest.mark.slow] * (name not in AT_ONCE) for name in makers}
+    return pytest.mark.parametrize("make", [pytest.param(makers[name], id=name, marks=marks[name]) for name in makers])
+
+
+every_method = each(VARIANTS)
 QUICK = [("sequential", 2), ("ewc-lora", 2), *((name, 1) for name in METHODS)]  # with accumulation over so many batches
 TRAINED = [*QUICK, *((name, 2) for name in VARIANTS if (name, 2) not in QUICK)]
 A, B, C = (texts(name, seed=seed) for seed, name in enumerate("abc"))
@@ -195,7 +200,7 @@ def test_training_moves_the_adapter(make: Make) -> None:
     assert any(not torch.equal(before[n], after[n]) for n in before) and all(d.abs().max() > 0 for d in folded.values())
 
 
-every_protection = pytest.mark.parametrize("make", PROTECTING.values(), ids=PROTECTING)
+every_protection = each(PROTECTING)
 
 
 @cache
