@@ -168,7 +168,7 @@ def write(folder: Path, collection: Collection) -> None:
             store.write_tensors(path, rest)
         else:
             path.unlink(missing_ok=True)
-    store.write_json(folder / MANIFEST, {"format": "retain share, 1", "config": collection.config})
+    store.write_json(folder / MANIFEST, {"format": "retain share, 2", "config": collection.config})
     store.write_tensors(folder / BASES, dict(flat(collection.bases)))
 
 
@@ -179,7 +179,7 @@ def read(folder: Path) -> Collection:
         StoreError: missing, damaged or foreign.
     """
     manifest = store.read_json(folder / MANIFEST)
-    if manifest.get("format") != "retain share, 1":
+    if manifest.get("format") != "retain share, 2":
         raise store.StoreError(f"{folder / MANIFEST}: written by something else: format {manifest.get('format')!r}")
     bases = nested(store.read_tensors(folder / BASES))
     files = {path.stem: path for path in sorted((folder / REST).glob("*.safetensors"))}
