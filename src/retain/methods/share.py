@@ -122,12 +122,12 @@ class Share(Method):
         total = 32 * len(self.sites)
         for name, site in self.sites.items():
             bases, r = self.bases[name], site.layer.r[site.adapter]
-            heights = [[len(core.left), core.right.shape[1]] for core in bases.cores.values()]
+            earlier = [((len(core.left), core.right.shape[1]), len(core.right)) for core in bases.cores.values()]
             for side, basis in enumerate((bases.U, bases.V)):
                 n, k = basis.shape
                 most = n if self.max_residual is not None else min(self.components, n)
-                earlier = sum((most - height[side]) * r for height in heights)
-                total += 4 * (min(r, max(0, most - k)) * n + min(r, most) * most + max(0, earlier))
+                wider = sum(max(0, most - heights[side]) * m for heights, m in earlier)
+                total += 4 * (min(r, max(0, most - k)) * n + min(r, most) * most + wider)
         return total
 
     @property
