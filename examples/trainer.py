@@ -19,8 +19,7 @@ import transformers
 from own_loop import TASKS, accuracy, make_model, make_tasks
 from transformers import Trainer, TrainingArguments
 
-from retain import EWCLoRA, Task, export
-from retain.hf import ContinualCallback
+from retain import ContinualCallback, EWCLoRA, Task, export
 
 
 def loss_of(task: Task) -> Callable[..., Any]:

@@ -13,7 +13,8 @@ from transformers import TrainerState, TrainingArguments
 from adapters import CASES, generator, outputs
 from retain import EBLoRA, Sequential
 from retain.balanced import Balanced, balance, originals
-from retain.hf import ORIGINALS, ContinualCallback
+from retain.callback import ContinualCallback
+from retain.checkpoints import ORIGINALS
 from retain.lora import load_adapter, sites
 
 

@@ -28,7 +28,7 @@ FLOORS = (
         "grouping",
         "taskgraph",
     },
-    {"methods", "heads", "evaluate", "hf", "progress", "store", "ledger", "collection"},
+    {"methods", "heads", "evaluate", "callback", "checkpoints", "hf", "progress", "store", "ledger", "collection"},
     {"config"},
     {"data", "sources"},
     {"run", "results", "guard", "report"},

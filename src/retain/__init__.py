@@ -1,5 +1,6 @@
 """Fine-tune one LoRA adapter on task after task without losing the earlier ones."""
 
+from retain.callback import ContinualCallback
 from retain.hooks import attach
 from retain.lora import Site, sites
 from retain.method import Method
@@ -24,6 +25,7 @@ __all__ = [
     "DWD",
     "EWC",
     "METHODS",
+    "ContinualCallback",
     "CrossEntropy",
     "EBLoRA",
     "EWCLoRA",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,19 +9,15 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate.optimizer import AcceleratedOptimizer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from transformers.utils import logging
 
+from retain.callback import ContinualCallback
+from retain.checkpoints import last_checkpoint
 from retain.heads import final_classifier, install_heads
-from retain.hooks import attach
-from retain.lora import adapter_parameters, add_lora
+from retain.lora import add_lora
 from retain.method import Method
-from retain.store import write_tensors
 from retain.task import Task, aligned
 
 # kind of stream -> the transformers classes of its model and of what prepares its rows
@@ -31,94 +25,6 @@ CLASSES = {
     "text": (transformers.AutoModelForSequenceClassification, transformers.AutoTokenizer),
     "image": (transformers.AutoModelForImageClassification, transformers.AutoImageProcessor),
 }
-
-# Beside a checkpoint of Trainer: what parametrised factors are made of, and what the method has measured on the way.
-ORIGINALS, PROGRESS = "originals.safetensors", "progress.safetensors"
-
-
-class ContinualCallback(TrainerCallback):
-    """Puts a method beside the optimizer of any transformers Trainer.
-
-    The extra loss is differentiated once per optimizer step, before the first micro-batch, so that accumulation
-    does not multiply it, and clipping and the gradient scaler see it with the rest. Call ``method.begin_task``
-    before the optimizer is built and ``method.end_task`` after training.
-
-    Trainer's checkpoints hold stock factors. What a parametrised factor is made of does not come back from them to the
-    bit, so it is written beside them, and read when Trainer continues. So is what a method measures while it trains.
-    """
-
-    def __init__(self, method: Method) -> None:
-        self.method = method
-        self.handles: list[Any] = []
-        self.scaler: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, *, optimizer: Any, **_: Any) -> None:
-        if isinstance(optimizer, AcceleratedOptimizer):
-            self.scaler, optimizer = optimizer.scaler, optimizer.optimizer
-        self.handles = attach(optimizer, self.method)
-        if state is not None and state.global_step:
-            restore_originals(self.method, _checkpoint(args, state))
-            restore_progress(self.method, _checkpoint(args, state))
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for file, found in ((ORIGINALS, originals(self.method)), (PROGRESS, self.method.progress())):
-            if found and state.is_world_process_zero:
-                write_tensors(_checkpoint(args, state) / file, found)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.method.model.train()  # which Trainer does only before its own forward
-        if state is not None:
-            self.method.steps = state.global_step
-        loss = self.method.extra_loss()
-        if isinstance(loss, Tensor):
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
-def originals(method: Method) -> dict[str, nn.Parameter]:
-    """The parameters of parametrised factors, by their names in the model."""
-    if not method.sites:
-        return {}
-    return {name: p for name, p in adapter_parameters(method.model).items() if ".parametrizations." in name}
-
-
-@torch.no_grad()
-def restore_originals(method: Method, checkpoint: Path) -> None:
-    """Put the parameters of parametrised factors back to the bit, as they were when ``checkpoint`` was written.
-
-    Its stock factors have been loaded. Where the file is missing, or belongs to other factors (Trainer may continue
-    from a folder that is not its own), they stay as they are and a warning says so.
-    """
-    parameters, path = originals(method), checkpoint / ORIGINALS
-    if not parameters:
-        return
-    loaded = {name: site.B.detach().clone() for name, site in method.sites.items()}
-    before = {name: p.detach().clone() for name, p in parameters.items()}
-    kept = load_file(path) if path.exists() else {}
-    if kept.keys() == parameters.keys():
-        for name, p in parameters.items():
-            p.copy_(kept[name])
-        if all(torch.allclose(site.B, loaded[name], rtol=1e-4, atol=1e-7) for name, site in method.sites.items()):
-            return
-        for name, p in parameters.items():
-            p.copy_(before[name])
-    warnings.warn(
-        f"{path} is missing or of another training: it continues, but not to the bit, with factors made of stock ones",
-        stacklevel=2,
-    )
-
-
-def restore_progress(method: Method, checkpoint: Path) -> None:
-    """Give back what ``method`` had measured when ``checkpoint`` was written; warn if that is lost."""
-    if not method.progress():
-        return
-    if (path := checkpoint / PROGRESS).exists():
-        method.load_progress(load_file(path))
-    else:
-        warnings.warn(f"{path} is missing: what the method measured before is lost, and it measures on", stacklevel=2)
 
 
 def load_processor(path: str, kind: str) -> Any:
@@ -192,22 +98,9 @@ def fit(
         callbacks=[ContinualCallback(method), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = _last_checkpoint(Path(arguments.output_dir))
+    checkpoint = last_checkpoint(Path(arguments.output_dir))
     before = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     return trainer.train(resume_from_checkpoint=checkpoint).global_step - before
-
-
-def _checkpoint(arguments: Any, state: Any) -> Path:
-    """Where Trainer writes what it has at this step."""
-    return Path(arguments.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint that was written to its end: Trainer's own state is the last of its files."""
-    for unfinished in folder.glob("checkpoint-*"):
-        if not (unfinished / TRAINER_STATE_NAME).exists():
-            shutil.rmtree(unfinished)
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
 def _loss_of(model: nn.Module, task: Task) -> Callable[..., Tensor]:

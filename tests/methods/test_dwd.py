@@ -9,8 +9,8 @@ from method_oracles import faded_mean, group_strengths
 from models import fit, texts, tiny_bert, tiny_mlp, train, vectors
 from oracles import fisher_by_loop, relative_error
 from retain import DWD, EWC, EWCLoRA, Task, attach
+from retain.checkpoints import restore_progress
 from retain.fisher.running import part_of
-from retain.hf import restore_progress
 from retain.methods.dwd import ESTIMATE
 from retain.task import forward
 
