@@ -17,7 +17,8 @@ from models import BODY, VOCABULARY, adapted, bare_bert, bare_llama, bare_vit, s
 from retain.heads import Heads, heads_of, install_heads
 from retain.hf import load_model
 from retain.lora import adapter_parameters
-from retain.run import prepare, run
+from retain.run import run
+from retain.workshop import prepare
 from runs import quiet, settings
 from streams import word_tokenizer
 

@@ -31,7 +31,7 @@ FLOORS = (
     {"methods", "heads", "evaluate", "callback", "checkpoints", "hf", "progress", "store", "ledger", "collection"},
     {"config"},
     {"data", "sources"},
-    {"run", "results", "guard", "report"},
+    {"run", "workshop", "results", "guard", "report"},
     {"commands"},
     {"cli"},
     {"__init__", "__main__"},

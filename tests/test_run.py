@@ -17,9 +17,10 @@ from models import bare_llama
 from retain import run as running
 from retain.commands.export import export
 from retain.heads import heads_of
-from retain.run import prepare, run
+from retain.run import run
 from retain.store import StoreError
 from retain.task import rows_of
+from retain.workshop import prepare
 from runs import LEARNING, TRAINING, document, left_by, quiet, settings, stock
 from streams import jsonl, rows, word_tokenizer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from retain import config as configuration
 from retain import store
-from retain.run import Stage, Workshop, prepare, restore
+from retain.workshop import Stage, Workshop, prepare, restore
 
 
 def reopened(folder: Path) -> tuple[Workshop, Stage]:

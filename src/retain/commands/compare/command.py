@@ -24,7 +24,7 @@ from retain.commands.compare.summary import read, summarise
 from retain.commands.compare.tables import markdown, show
 from retain.commands.compare.tuning import choose
 from retain.config import RunConfig
-from retain.run import check_folder
+from retain.workshop import check_folder
 
 ROOM, COPIES = 1.5 * 2**30, 4  # what a run takes: bytes beside the model, and times the bytes of its files
 

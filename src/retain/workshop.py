@@ -1,0 +1,150 @@
+"""What a run works with: the stages that a configuration means, the data, the model, and the method beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from retain import config as configuration
+from retain import store
+from retain.config import RunConfig
+from retain.data import Stream, load_stream
+from retain.heads import heads_of
+from retain.hf import load_model, load_processor
+from retain.lora import adapter_parameters
+from retain.method import Method
+from retain.task import Task, joined
+
+MODEL, METHOD, LOSSES = "state/model.safetensors", "state/method.safetensors", "state/losses.safetensors"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training and the scores after it; ``number`` is that of the last task learned, -1 for the untouched model."""
+
+    number: int
+    name: str
+    folder: Path
+    task: Task | None = None
+    arguments: TrainingArguments | None = None
+
+    @property
+    def work(self) -> float:
+        """Row passes of the training."""
+        if self.task is None or self.arguments is None:
+            return 0.0
+        rows = self.arguments.train_batch_size * self.arguments.gradient_accumulation_steps
+        steps = max(self.arguments.max_steps, 0)
+        return 3.0 * (steps * rows or self.arguments.num_train_epochs * len(self.task.train))
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """All that a run works with: the stream, the adapted model, the method beside it."""
+
+    config: RunConfig
+    stream: Stream
+    model: Any
+    method: Method
+
+    def stages(self) -> list[Stage]:
+        """The untouched model, then every training: one a task, or one of all tasks for a cumulative method.
+
+        Raises:
+            ValueError: a training argument that does not hold.
+        """
+        folder, tasks = Path(self.config.output), self.stream.tasks
+        trainings = list(enumerate(tasks))
+        if self.method.cumulative:
+            trainings = [(len(tasks) - 1, joined(tasks))]
+        stages = [Stage(-1, "the untouched model", folder / "base")]
+        for i, task in trainings:
+            own = folder / "tasks" / f"{i:02d}-{task.name}"
+            arguments = configuration.training_arguments(self.config, i, task.name, own / "trainer")
+            stages.append(Stage(i, task.name, own, task, arguments))
+        return stages
+
+    def names(self) -> list[str]:
+        """The tasks by name."""
+        return [task.name for task in self.stream.tasks]
+
+    def write_adapter(self, folder: Path) -> None:
+        """Write the adapter in place as a stock LoRA."""
+        labels, first = {}, 0
+        for task, names in zip(self.names(), self.stream.labels, strict=True):
+            labels[task] = {"first_output": first, "labels": names}
+            first += 0 if self.config.scenario == "domain" else len(names)
+        store.write_adapter(folder, self.model, labels)
+
+
+def prepare(config: RunConfig) -> Workshop:
+    """Load data, model and method of ``config``; nothing is written."""
+    path, kind, domain = config.model.path, config.model.kind, config.scenario == "domain"
+    processor = load_processor(path, kind)
+    stream = load_stream(config, processor)
+    model = load_model(
+        path,
+        kind,
+        [len(labels) for labels in (stream.labels[:1] if domain else stream.labels)],
+        config.lora,
+        own_heads=not domain,
+        dtype=config.model.dtype,
+        seed=config.seed,
+    )
+    if kind == "text":
+        model.config.pad_token_id = processor.pad_token_id
+    if torch.cuda.is_available():
+        model.to("cuda")
+    return Workshop(config, stream, model, configuration.make_method(config, model))
+
+
+def check_folder(config: RunConfig) -> None:
+    """See that the output folder is free for ``config``, or already its own.
+
+    Raises:
+        StoreError: the folder belongs to another configuration, or holds something that is no run.
+    """
+    folder = Path(config.output)
+    path = folder / "config.yaml"
+    if path.exists():
+        try:
+            difference = configuration.difference(path.read_text(encoding="utf-8"), configuration.dump(config))
+        except ValueError as error:
+            raise store.StoreError(f"{path}: damaged: {error}") from error
+        if difference:
+            raise store.StoreError(
+                f"{folder} holds a run of another configuration: {difference}; choose another `output`"
+            )
+    elif folder.exists() and not (folder.is_dir() and all(p.suffix == store.PARTIAL for p in folder.iterdir())):
+        raise store.StoreError(f"{folder} is not empty and holds no run; choose another `output`")
+
+
+def restore(shop: Workshop, folder: Path) -> None:
+    """Put model and method back to the end of the finished stage in ``folder``.
+
+    Raises:
+        StoreError: a file of the state is missing, damaged, or of another model.
+    """
+    store.verify(folder, MODEL, METHOD, LOSSES)
+    tensors, parameters = store.read_tensors(folder / MODEL), adapter_parameters(shop.model)
+    if tensors.keys() != parameters.keys():
+        raise store.StoreError(f"{folder / MODEL}: its parameters are not those of this model")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    shop.method.load_state_dict(store.read_tensors(folder / METHOD))
+
+
+def choose_trainable(shop: Workshop, number: int) -> None:
+    """With heads per task, only the current one trains, and other new layers only with the first task."""
+    heads, everything = heads_of(shop.model), shop.method.cumulative
+    if heads is None:
+        return
+    factors = {id(p) for site in shop.method.sites.values() for p in site.parameters}
+    for parameter in adapter_parameters(shop.model).values():
+        parameter.requires_grad_(id(parameter) in factors or number == 0 or everything)
+    heads.train_only(range(number + 1) if everything else [number])
