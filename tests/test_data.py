@@ -36,6 +36,7 @@ def mood(tmp_path: Path) -> str:
 @pytest.mark.parametrize("scenario", ["task", "class"])
 def test_every_task_owns_a_block_of_global_classes(tokenizer: Any, sport: str, mood: str, scenario: str) -> None:
     made = stream(tokenizer, {"data_files": sport}, {"data_files": mood}, scenario=scenario)
+    assert all(task.known == (scenario == "task") for task in made.tasks)
     assert made.labels == [["loss", "win"], ["glad", "sad", "win"]]
     assert made.groups is not None and made.groups.tolist() == [0, 0, 1, 1, 1]
     assert set(labels_of(made.tasks[0].train)) == {0, 1} and set(labels_of(made.tasks[1].train)) == {2, 3, 4}

@@ -77,7 +77,7 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
         train, test = (
             encode(piece, split.rows, np.array([ids[n] for n in split.names])) for split in (piece.train, piece.test)
         )
-        tasks.append(Task(piece.name, train, test, loss, encode.collate))
+        tasks.append(Task(piece.name, train, test, loss, encode.collate, known=config.scenario != "class"))
     return Stream(tasks, labels, groups)
 
 

@@ -6,7 +6,7 @@ The basis F (in, p) is that of gradient projection memory (Saha et al. 2021, arX
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,15 +75,55 @@ def grow(basis: Basis, H: Tensor, energy: float, limit: int, exhausted: Exhauste
     Raises:
         ValueError: ``H`` is zero or not finite, or there is no room and ``exhausted`` is "stop".
     """
-    F, H = basis.F, precise(H).to(basis.F)
-    total = float(H.double().square().sum())
+    H = precise(H).to(basis.F)
+    total = _checked(float(H.double().square().sum()), H)
+    U, S = _left(project_out(H, basis.F))
+
+    def shares(X: Tensor) -> Tensor:
+        here = (X.T @ H).double() / total**0.5
+        return here @ here.T
+
+    return _grown(basis, U, S.double().square() / total, shares, energy, limit, exhausted)
+
+
+def grow_by_moment(basis: Basis, C: Tensor, energy: float, limit: int, exhausted: Exhausted = "stop") -> Growth:
+    """What ``grow`` makes of any H with H H' = ``C`` (n, n), a second moment, by one eigendecomposition."""
+    C = precise(C)
+    total, F = _checked(float(C.double().trace()), C), basis.F.double()
+    C = C.double() / total
+    # In float64: in float32 it may not converge where most inputs are always zero.
+    values, vectors = torch.linalg.eigh(project_out(project_out(C, F).T, F))
+    U, left = vectors.flip(1).to(basis.F), values.flip(0).clamp(min=0)
+    return _grown(basis, U, left, lambda X: X.double().T @ C @ X.double(), energy, limit, exhausted)
+
+
+def _checked(total: float, H: Tensor) -> float:
     if not 0 < total < float("inf"):
         raise ValueError(f"nothing to hold: the squared norm of H {tuple(H.shape)} is {total}")
-    rest = project_out(H, F)
-    U, S = _left(rest)
-    left = float(rest.double().square().sum()) / total
-    explained = max(0.0, 1 - left)
-    wanted = rank_for_energy(S, min(1.0, max(0.0, (energy - explained) / left))) if left > 0 else 0
+    return total
+
+
+def _grown(
+    basis: Basis,
+    U: Tensor,
+    left: Tensor,
+    shares: Callable[[Tensor], Tensor],
+    energy: float,
+    limit: int,
+    exhausted: Exhausted,
+) -> Growth:
+    """``basis`` with the first of the directions ``U`` (n, k).
+
+    Args:
+        basis: of the tasks before.
+        U: singular vectors of what it does not hold.
+        left: the share (k,) of all energy in each of them, descending.
+        shares: X'H H'X / ||H||^2 (p, p) of columns X (n, p).
+        energy, limit, exhausted: see ``grow``.
+    """
+    F, rest = basis.F, float(left.sum())
+    explained = max(0.0, 1 - rest) if F.shape[1] else 0.0
+    wanted = rank_for_energy(left.sqrt(), min(1.0, max(0.0, (energy - explained) / rest))) if rest > 0 else 0
     wanted = min(wanted, len(F) - F.shape[1])
     room = limit - F.shape[1]
     if wanted > room and exhausted == "stop":
@@ -93,15 +133,14 @@ def grow(basis: Basis, H: Tensor, energy: float, limit: int, exhausted: Exhauste
         )
     added = min(wanted, max(room, 0)) if exhausted == "lower energy" else wanted
     both = orthonormalised(torch.cat([F, U[:, :added]], 1))
-    here = (both.T @ H).double() / total**0.5
-    energies = here @ here.T
+    energies = shares(both)
     energies.diagonal()[: F.shape[1]] += basis.energy.double()
     values, axes = torch.linalg.eigh(energies)
     values, axes = values.flip(0), axes.flip(1)
     kept = min(limit, len(values)) if exhausted == "drop least" else len(values)
     lost = float(values[kept:].sum() / values.sum()) if len(values) and values.sum() > 0 else 0.0
     F = orthonormalised(both @ axes[:, :kept].to(both)).contiguous()
-    held = float((F.T @ H).double().square().sum()) / total
+    held = float(shares(F).trace())
     return Growth(Basis(F, values[:kept].clamp(min=0).to(F)), explained, held, wanted, lost)
 
 
@@ -144,12 +183,6 @@ def statistics(
             scores = task.loss.scores("data", outputs, targets, Draws(numbers, seed))
             sites.backward(outputs, [score.to(outputs.dtype) for score in scores])
     return {name: sums.sums()[0] / len(rows) for name, sums in sites.collected(device).items()}
-
-
-def root(C: Tensor) -> Tensor:
-    """H (n, n) with H H' = ``C`` (n, n), symmetric and positive semi-definite: a second moment as ``grow`` takes it."""
-    values, vectors = torch.linalg.eigh(C.double())  # in float32 it may not converge where most inputs are always zero
-    return (vectors * values.clamp(min=0).sqrt()).to(precise(C))
 
 
 class _Matrix:

@@ -88,6 +88,7 @@ def test_the_running_fisher_is_that_of_the_task_alone_whatever_the_penalty_or_th
     assert method.boundary["estimates"] == len(estimates) == 4 and method.boundary["examples"] == 12
     wanted = {n: F.double() + faded_mean([e[n] for e in estimates], 0.7) for n, F in before.items()}
     assert relative_error(method.fisher, wanted) < 1e-4
+    assert method.boundary["trace"] == pytest.approx(sum(float(F.sum()) for F in wanted.values()), rel=1e-4)
 
 
 def test_a_task_without_an_estimate_is_measured_at_its_end():

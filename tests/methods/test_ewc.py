@@ -98,6 +98,13 @@ def test_a_boundary_says_how_many_examples_it_took():
     assert 0 <= method.boundary["error"] < 1
 
 
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_a_boundary_says_how_much_importance_there_is_by_now(decay):
+    method, springs = trained([double(0), double(1)], decay=decay)
+    first, second = (sum(float(F.sum()) for F in fisher.values()) for fisher, _ in springs)
+    assert method.boundary["trace"] == pytest.approx((1 if decay is None else decay) * first + second)
+
+
 def test_nothing_is_added_before_a_task_is_finished():
     assert EWC(MLP()).extra_loss() == 0.0
 

@@ -1,5 +1,7 @@
 """Outputs and targets of every kind of model; rows and subsets."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -122,7 +124,13 @@ def test_joined_has_all_rows(source):
     task = joined([one, two])
     values = torch.cat([list(b.values() if isinstance(b, dict) else b)[1] for _, b in task.batches(2)])
     assert values.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
-    assert task.loss is two.loss
+    assert task.loss is two.loss and task.known
+
+
+def test_joined_lets_all_classes_compete_where_the_task_is_not_known():
+    tasks = [replace(sources()["tensors"], known=False, loss=CrossEntropy(torch.arange(3))) for _ in range(2)]
+    whole = joined(tasks)
+    assert whole.loss.groups is None and not whole.known
 
 
 class Stream(IterableDataset):

@@ -200,6 +200,7 @@ class DWD(Method):
             self.nodes[task.name] = node
         kept = (t for key, t in self.state_dict().items() if key.startswith(("fisher/", "nodes/")))
         self.boundary["bytes"] = sum(t.nbytes for t in kept)
+        self.boundary["trace"] = sum(float(F.sum()) for F in self.fisher.values())
         self._task = self._running = self._pull = None
         super().end_task(task)
 

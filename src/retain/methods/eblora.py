@@ -19,7 +19,7 @@ from retain.lora import Site
 from retain.method import Method
 from retain.nearest import did_you_mean
 from retain.stiefel import Metric, Points
-from retain.subspace import Basis, Exhausted, Growth, Source, grow, root, statistics
+from retain.subspace import Basis, Exhausted, Growth, Source, grow, grow_by_moment, statistics
 from retain.task import Task
 
 Quirk = Literal["pretrained gradients", "rank scaling", "non-projector", "half bases"]
@@ -219,10 +219,10 @@ class EBLoRA(Method):
         growths = {}
         for name in self.sites:
             if name in found and found[name].any():
-                H = found[name].T if self.subspace == "mean gradient" else root(found[name])
+                mean, limit = self.subspace == "mean gradient", _limit(self.sites[name])
+                larger, H = (grow, found[name].T) if mean else (grow_by_moment, found[name])
                 try:
-                    limit = _limit(self.sites[name])
-                    growths[name] = grow(self._bases[name], H, self.energy, limit, self.exhausted)
+                    growths[name] = larger(self._bases[name], H, self.energy, limit, self.exhausted)
                 except ValueError as error:
                     raise ValueError(f"{name}: {error}") from None
         if not growths:

@@ -122,6 +122,7 @@ class EWC(Method):
             else:
                 self._add_spring(name, new, here)
         self.level = dict(zip(self.parameters, self._springs(), strict=True))
+        self.boundary["trace"] = sum(float(F.sum()) for F in self.fisher.values())
         super().end_task(task)
 
     def _springs(self) -> list[Tensor]:

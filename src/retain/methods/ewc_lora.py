@@ -209,6 +209,8 @@ class EWCLoRA(Method):
             self._add_factors()
         kept = [t for key, t in self.state_dict().items() if key.startswith(("fisher/", "springs/", "sketches/"))]
         self.boundary["bytes"] = sum(t.nbytes for t in kept)
+        traces = [f.trace for f in self.forms.values()] + [float(s["fisher"].sum()) for s in self.springs.values()]
+        self.boundary["trace"] = sum(traces)
         super().end_task(task)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

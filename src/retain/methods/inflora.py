@@ -14,7 +14,7 @@ from retain.linalg import complement, leading_svd, orthonormalised, project_out
 from retain.lora import Site
 from retain.method import Method
 from retain.nearest import did_you_mean
-from retain.subspace import Basis, Growth, grow, root, statistics
+from retain.subspace import Basis, Growth, grow, grow_by_moment, statistics
 from retain.task import Task
 
 Quirk = Literal["squared energy", "one less"]
@@ -191,10 +191,10 @@ class InfLoRA(Method):
         growths = {}
         for name, C in moments.items():
             if C.any():
-                H, F = C if "squared energy" in self.reference else root(C), self._taken(name)
+                F, larger = self._taken(name), grow if "squared energy" in self.reference else grow_by_moment
                 basis, limit = Basis(F, F.new_zeros(F.shape[1])), _limit(self.sites[name])
                 try:
-                    growths[name] = grow(basis, H, self._epsilon, limit, self.exhausted)
+                    growths[name] = larger(basis, C, self._epsilon, limit, self.exhausted)
                 except ValueError as error:
                     raise ValueError(f"{name}: {error}") from None
         if not growths:

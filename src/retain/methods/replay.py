@@ -32,9 +32,9 @@ from retain.task import IGNORED, CrossEntropy, SquaredError, Task, evaluating, f
 class Replay(Method):
     """Keep rows of every finished task and train on a few of them again in every step: it keeps old data.
 
-    The loss of a step gains ``weight`` times the mean loss of ``batch_size`` kept rows, drawn anew, each under the loss
-    of its own task: a mean over examples or, for sequences, over target tokens, as in Trainer. From the second task on
-    every step costs one more forward and backward of so many rows.
+    The loss of a step gains ``weight`` times the mean loss of ``batch_size`` kept rows, drawn anew: a mean over
+    examples or, for sequences, over target tokens, as in Trainer. Each counts under its own task's loss or, with
+    ``seen``, among the classes of all. From the second task on every step costs a forward and backward of them more.
 
     Rows are kept as they enter the model: tokens or pixels, after any augmentation, padded like the longest of their
     task. They are in the state, with their numbers among the training rows of their task, and go where it goes.
@@ -49,6 +49,8 @@ class Replay(Method):
         match: weight of the mean square of what the outputs of kept rows, those of their own task's classes, have
             changed by since it ended; alpha of DER++. 0 is plain replay and keeps no outputs. Not for sequences.
         batch_size: rows drawn for a step; all, if fewer are kept.
+        seen: whether a kept row's class competes with those of all tasks so far, while new rows compete within their
+            task (ER-ACE, Caccia et al. 2022, arXiv 2104.05025). None: where the task is not known at test.
         seed: of what is kept and drawn.
     """
 
@@ -67,17 +69,19 @@ class Replay(Method):
         weight: float = 1.0,
         match: float = 0.0,
         batch_size: int = 8,
+        seen: bool | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(model, seed=seed)
         self.check(share=share, rows=rows, weight=weight, match=match, batch_size=batch_size)
         self.share, self.rows, self.balanced = share, rows, balanced
-        self.weight, self.match, self.batch_size = weight, match, batch_size
+        self.weight, self.match, self.batch_size, self.seen = weight, match, batch_size, seen
         self.extra_rows = batch_size
         self.numbers: dict[str, Tensor] = {}
         self.inputs: dict[str, dict[str, Tensor]] = {}
         self.outputs: dict[str, Tensor] = {}
         self.groups: dict[str, Tensor] = {}
+        self._among: CrossEntropy | None = None
 
     @classmethod
     def check(cls, **keywords: Any) -> None:
@@ -114,6 +118,7 @@ class Replay(Method):
     def begin_task(self, task: Task) -> None:
         self.steps = 0
         _check_loss(task, bool(self.match))
+        self._among = self._all_so_far(task) if self.seen or (self.seen is None and not task.known) else None
 
     def extra_loss(self) -> Tensor | float:
         if not self.numbers:
@@ -171,6 +176,14 @@ class Replay(Method):
         floats = targets_of(self.inputs[name]).is_floating_point()
         return SquaredError() if floats else CrossEntropy(self.groups.get(name))
 
+    def _all_so_far(self, task: Task) -> CrossEntropy | None:
+        """The loss under which the classes of all tasks with kept rows compete, and those of ``task``."""
+        if not isinstance(task.loss, CrossEntropy) or task.loss.groups is None:
+            return None
+        groups, targets = task.loss.groups.cpu(), [first_targets(task), *map(targets_of, self.inputs.values())]
+        there = torch.cat([y.cpu().flatten() for y in targets])
+        return CrossEntropy(torch.isin(groups, groups[there[there != IGNORED]]).long())
+
     def _loss_at(self, places: Mapping[str, Tensor]) -> Tensor:
         """The loss of the kept rows at ``places`` (n_i,) of each task."""
         names, device = list(places), next(self.model.parameters()).device
@@ -180,7 +193,7 @@ class Replay(Method):
             found = forward(self.model, on_device(as_batch(rows), device))
             sizes = [len(places[names[i]]) for i in group]
             for i, z, y in zip(group, *(x.split(sizes) for x in found), strict=True):
-                losses.append(self._loss(names[i]).nll(z, y).sum())
+                losses.append((self._among or self._loss(names[i])).nll(z, y).sum())
                 targets += len(y) if y.is_floating_point() else int((y != IGNORED).sum())
                 if self.match:
                     before = self.outputs[names[i]][places[names[i]]].to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class Task:
 
     ``train`` and ``test`` are a DataLoader, a list of batches, or a data set of rows that ``collate`` makes into a
     batch. Only rows that can be counted and read again will do: importance is measured on a second, deterministic
-    pass.
+    pass. ``known`` is whether a row's task is said at test; if not, the classes of all tasks learned so far compete.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Task:
     test: Any = None
     loss: Loss = field(default_factory=CrossEntropy)
     collate: Callable[[list], Batch] | None = None
+    known: bool = True
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
@@ -102,11 +104,17 @@ def rows_of(data: Any, collate: Callable | None) -> tuple[Any, Callable]:
 
 
 def joined(tasks: Sequence[Task]) -> Task:
-    """All rows of ``tasks`` as one task (the joint upper bound); losses and collate functions must be shared."""
+    """All rows of ``tasks`` as one task (the joint upper bound); losses and collate functions must be shared.
+
+    Where the task of a row is not known at test, the classes of all tasks compete in training too.
+    """
+    last = tasks[-1]
+    loss = last.loss if last.known or not isinstance(last.loss, CrossEntropy) else CrossEntropy()
+    whole = partial(Task, "joint", loss=loss, known=last.known)
     if all(_in_batches(task) for task in tasks):
-        return Task("joint", [batch for task in tasks for batch in task.train], loss=tasks[-1].loss)
+        return whole([batch for task in tasks for batch in task.train])
     rows = [rows_of(task.train, task.collate) for task in tasks]
-    return Task("joint", ConcatDataset([r for r, _ in rows]), loss=tasks[-1].loss, collate=rows[-1][1])
+    return whole(ConcatDataset([r for r, _ in rows]), collate=rows[-1][1])
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
