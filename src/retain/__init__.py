@@ -19,12 +19,13 @@ from retain.methods.sdlora import SDLoRA
 from retain.methods.sequential import Sequential
 from retain.methods.share import Share
 from retain.store import export
-from retain.task import CrossEntropy, SquaredError, Task, joined
+from retain.task import AmongTexts, CrossEntropy, NoisePrediction, SquaredError, Task, joined
 
 __all__ = [
     "DWD",
     "EWC",
     "METHODS",
+    "AmongTexts",
     "ContinualCallback",
     "CrossEntropy",
     "EBLoRA",
@@ -33,6 +34,7 @@ __all__ = [
     "Joint",
     "LwF",
     "Method",
+    "NoisePrediction",
     "OLoRA",
     "PerTask",
     "Replay",

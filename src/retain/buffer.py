@@ -23,7 +23,7 @@ def named(batch: Batch) -> dict[str, Tensor]:
 
 def as_batch(rows: Rows) -> Batch:
     """What ``named`` was given."""
-    return dict(rows) if "labels" in rows else tuple(rows[str(i)] for i in range(len(rows)))
+    return tuple(rows[str(i)] for i in range(len(rows))) if "0" in rows else dict(rows)
 
 
 def targets_of(rows: Rows) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from retain.method import Method
-from retain.task import Task, evaluating, forward, on_device, rows_of
+from retain.task import Task, evaluating, on_device, rows_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
     parts: dict[str, list[Tensor]] = {"loss": [], "correct": [], "unknown": [], "found": []}
     with evaluating(model):
         for raw in _test_batches(task, batch_size):
-            outputs, targets = forward(model, on_device(raw, device))
+            outputs, targets = task.forward(model, on_device(raw, device))
             parts["loss"].append(task.loss.nll(outputs, targets).double().cpu())
             if outputs.dim() == 2 and not targets.is_floating_point():
                 own = outputs if groups is None else task.loss.restrict(outputs, targets)  # type: ignore[attr-defined]
@@ -94,7 +94,7 @@ def evaluate_unsaid(
         if method.routes and isinstance(batch, Mapping):
             names = method.guess({k: v for k, v in batch.items() if k != "labels"})
         with evaluating(method.model):
-            outputs, targets = _answered(method, batch, names)
+            outputs, targets = _answered(method, task, batch, names)
         losses.append(task.loss.nll(outputs, targets).double().cpu())
         winner = outputs.argmax(-1)
         if groups is not None:
@@ -111,17 +111,17 @@ def evaluate_unsaid(
     return replace(score, loss=float(loss.mean()), losses=loss, correct=torch.cat(right))
 
 
-def _answered(method: Method, batch: Any, names: Sequence[str] | None) -> tuple[Tensor, Tensor]:
+def _answered(method: Method, task: Task, batch: Any, names: Sequence[str] | None) -> tuple[Tensor, Tensor]:
     """Outputs and targets of ``batch``, every row under the coefficients of its own of ``names``, or the latest."""
     if names is None:
         method.activate(None)
-        return forward(method.model, batch)
+        return task.forward(method.model, batch)
     order, parts = [], []
     for name in dict.fromkeys(names):
         method.activate(name)
         rows = torch.tensor([i for i, one in enumerate(names) if one == name])
         order.append(rows)
-        parts.append(forward(method.model, {k: v[rows.to(v.device)] for k, v in batch.items()}))
+        parts.append(task.forward(method.model, {k: v[rows.to(v.device)] for k, v in batch.items()}))
     back = torch.cat(order).argsort()
     outputs, targets = (torch.cat(both)[back] for both in zip(*parts, strict=True))
     return outputs, targets

@@ -18,7 +18,7 @@ from retain.checkpoints import last_checkpoint
 from retain.heads import final_classifier, install_heads
 from retain.lora import add_lora
 from retain.method import Method
-from retain.task import Task, aligned
+from retain.task import Task, aligned, forward
 
 # kind of stream -> the transformers classes of its model and of what prepares its rows
 CLASSES = {
@@ -81,7 +81,10 @@ def fit(
 
     Raises:
         FloatingPointError: the loss is not finite.
+        ValueError: the task has a ``forward`` of its own.
     """
+    if task.forward is not forward:
+        raise ValueError(f"task {task.name!r} has a forward of its own, which Trainer does not call: use a loop")
     cls, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     groups = method.param_groups()
     if head_learning_rate is not None and len(groups) > 1:

@@ -17,7 +17,7 @@ from retain.fisher import ranks
 from retain.fisher.contract import add_right
 from retain.fisher.gather import Sites, Sums, unmeasured
 from retain.linalg import orthonormalised, project_out, rank_for_energy
-from retain.task import Draws, Task, evaluating, forward, on_device, precise
+from retain.task import Draws, Task, evaluating, on_device, precise
 
 Source = Literal["mean gradient", "second moment", "features"]
 Exhausted = Literal["lower energy", "drop least", "stop"]
@@ -177,9 +177,9 @@ def statistics(
     sites: Sites[Sums] = Sites(modules, lambda _, *shape: SOURCES[source](*shape), unmeasured)
     rows = task.order(seed)[:samples].sort().values
     with evaluating(model), torch.enable_grad(), sites.over(model):
-        for numbers, batch in task.take(rows[ranks.share()], batch_size):
+        for numbers, batch in task.measured(rows[ranks.share()], batch_size):
             sites.start(len(numbers))
-            outputs, targets = forward(model, on_device(batch, device))
+            outputs, targets = task.forward(model, on_device(batch, device))
             scores = task.loss.scores("data", outputs, targets, Draws(numbers, seed))
             sites.backward(outputs, [score.to(outputs.dtype) for score in scores])
     return {name: sums.sums()[0] / len(rows) for name, sums in sites.collected(device).items()}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from retain.task import Batch, evaluating, forward, on_device, precise
+from retain.task import Batch, Forward, evaluating, forward, on_device, precise
 
 LEAST = 0.1  # an edge that is lighter is left out
 
@@ -41,8 +41,8 @@ def linear_cka(X: Tensor, Y: Tensor) -> float:
 
 
 @torch.no_grad()
-def layer_features(model: nn.Module, layer: nn.Module, batches: Iterable[Batch]) -> Tensor:
-    """(N, d) the outputs of ``layer`` for the rows of ``batches`` in eval mode, means over the places of a row.
+def layer_features(model: nn.Module, layer: nn.Module, batches: Iterable[Batch], run: Forward = forward) -> Tensor:
+    """(N, d) the outputs of ``layer`` as ``run`` shows the model ``batches`` in eval mode, means over a row's places.
 
     Places that an ``attention_mask`` (N, T) leaves out do not count; those of a convolution (N, d, height, width) do.
     """
@@ -53,7 +53,7 @@ def layer_features(model: nn.Module, layer: nn.Module, batches: Iterable[Batch])
         with evaluating(model):
             for batch in batches:
                 batch = on_device(batch, device)
-                forward(model, batch)
+                run(model, batch)
                 found.append(_by_row(caught[-1], batch))
                 caught.clear()
     finally:

@@ -123,7 +123,7 @@ def test_only_these_require_grad():
 
 def test_examples_folded_into_windows_are_refused_by_name():
     model, inputs = Windows(), torch.randn(5, 4)
-    with pytest.raises(ValueError, match="layer: its leading dimension is 10 in a batch of 5 .*batch_size=1"):
+    with pytest.raises(ValueError, match="layer: its leading dimension is 10 in a batch of 5 .*one_by_one=True"):
         caught(model, {"layer": model.layer}, inputs, torch.sum)
     alone = [caught(model, {"layer": model.layer}, x[None], torch.sum).per_example("layer") for x in inputs]
     torch.testing.assert_close(torch.cat(alone), one_by_one(model, model.layer.weight, inputs, torch.sum))

@@ -22,7 +22,8 @@ from models import (
     texts,
     tiny_llama,
 )
-from retain.task import CrossEntropy, Task, evaluating, forward, joined
+from retain.fisher.running import part_of
+from retain.task import CrossEntropy, SquaredError, Task, evaluating, forward, joined
 
 
 def bare_t5():
@@ -54,6 +55,26 @@ def test_likelihood_is_the_one_the_model_itself_reports(build, data):
     nll = CrossEntropy().nll(outputs, targets)
     assert nll.shape == (5,) and outputs.shape[:-1] == targets.shape
     torch.testing.assert_close(nll.sum() / (targets != -100).sum(), model(**batch).loss)
+
+
+def test_a_regression_head_and_its_targets_have_one_shape():
+    model = bare_bert(num_labels=1, problem_type="regression").eval()
+    (batch,) = texts(sizes=(5,)).train
+    batch = batch | {"labels": batch["labels"].float()}
+    outputs, targets = forward(model, batch)
+    nll = SquaredError().nll(outputs, targets)
+    assert nll.shape == (5,)
+    torch.testing.assert_close(2 * nll.mean(), model(**batch).loss)
+    with pytest.raises(ValueError, match="real numbers, not classes: .*SquaredError"):
+        CrossEntropy().nll(outputs, targets)
+
+
+def test_batches_and_models_that_need_a_forward_are_refused():
+    (batch,) = texts(sizes=(2,)).train
+    with pytest.raises(ValueError, match="no 'labels', only input_ids, attention_mask: .* Task a forward"):
+        forward(bare_bert(), {k: v for k, v in batch.items() if k != "labels"})
+    with pytest.raises(ValueError, match="BertModel gives no logits: it needs a forward of its own"):
+        forward(bare_bert().base_model, batch)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -131,6 +152,16 @@ def test_joined_lets_all_classes_compete_where_the_task_is_not_known():
     tasks = [replace(sources()["tensors"], known=False, loss=CrossEntropy(torch.arange(3))) for _ in range(2)]
     whole = joined(tasks)
     assert whole.loss.groups is None and not whole.known
+
+
+def test_parts_and_sums_of_tasks_keep_their_forward():
+    def plain(model, batch):
+        return model(batch[0]), batch[1]
+
+    (task,) = [Task("t", TensorDataset(torch.zeros(3, 1), torch.zeros(3)), forward=plain, one_by_one=True)]
+    for made in (joined([task, task]), part_of(task, torch.arange(2), 2)):
+        assert made.forward is plain and made.one_by_one
+    assert [len(n) for n, _ in task.measured(torch.arange(3), 16)] == [1, 1, 1]
 
 
 class Stream(IterableDataset):

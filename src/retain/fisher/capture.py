@@ -140,7 +140,7 @@ class Capture:
         if self.n != 1 and len(tensor) != self.n:
             raise ValueError(
                 f"{name}: its leading dimension is {len(tensor)} in a batch of {self.n} examples, so examples "
-                "cannot be told apart; measure this model's Fisher with batch_size=1"
+                "cannot be told apart: Task(..., one_by_one=True)"
             )
         return tensor.reshape(self.n, -1, tensor.shape[-1]).to(dtype)
 

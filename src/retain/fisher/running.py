@@ -7,6 +7,7 @@ An estimate is a pass of its own over a few rows, with labels from the model. Wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Running:
 
 def part_of(task: Task, numbers: Tensor, batch_size: int) -> Task:
     """The rows ``numbers`` (n,) of ``task`` as a task of batches."""
-    return Task(task.name, [batch for _, batch in task.take(numbers, batch_size)], loss=task.loss)
+    return replace(task, train=[batch for _, batch in task.take(numbers, batch_size)], test=None, collate=None)
 
 
 def probes(task: Task, count: int, rows: int, seed: int) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from retain.fisher import ranks
 from retain.fisher.sampling import LOOKS, WORTH, Tally, concentration, drawn, every
 from retain.mistakes import Within, check_types
-from retain.task import Draws, Labels, Task, evaluating, forward, on_device
+from retain.task import Draws, Labels, Task, evaluating, on_device
 
 START = 64  # draws with which ``samples="auto"`` begins: from fewer, a standard error means nothing
 CLOSE = 0.25  # of the variance that is due to labels: what is left for more draws to mend is not worth them
@@ -127,13 +127,13 @@ class Sweep:
     ) -> Iterator[tuple[Tensor, Tensor, Iterator[Tensor]]]:
         """(places in ``rows``, outputs, scores) of each batch of this process's share."""
         mine, done = rows.argsort()[ranks.share()], 0
-        for numbers, batch in self.task.take(rows[mine], self.batch_size):
+        for numbers, batch in self.task.measured(rows[mine], self.batch_size):
             places = mine[done : done + len(numbers)]
             done += len(numbers)
             if start:
                 start(len(numbers))
             with torch.autocast(self._device.type, self._half, enabled=self._half is not None):
-                outputs, targets = forward(self.model, on_device(batch, self._device))
+                outputs, targets = self.task.forward(self.model, on_device(batch, self._device))
             draws = Draws(numbers, seed)
             yield places, outputs, self.task.loss.scores(self.labels, outputs, targets, draws, self.temperature)
 

@@ -282,10 +282,10 @@ class DWD(Method):
         else:
             layer, likeness = list(self.sites.values())[-1].layer, {}
             rows = part_of(task, numbers, self.rows).train
-            here = layer_features(self.model, layer, rows)
+            here = layer_features(self.model, layer, rows, task.forward)
             for name, node in nodes.items():
                 with self.springs.at(node["anchor"]):
-                    likeness[name] = linear_cka(here, layer_features(self.model, layer, rows))
+                    likeness[name] = linear_cka(here, layer_features(self.model, layer, rows, task.forward))
         self.edges = edges(likeness)
         if not self.edges:
             warnings.warn(f"no earlier task is like {task.name!r}: the task graph does nothing", stacklevel=3)

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from retain.buffer import as_batch, first_targets, named, padding_of, stacked
 from retain.method import Method
-from retain.task import IGNORED, Batch, CrossEntropy, Task, evaluating, forward, on_device, precise
+from retain.task import IGNORED, Batch, CrossEntropy, Forward, Task, evaluating, on_device, precise
 
 
 class LwF(Method):
@@ -81,9 +81,10 @@ class LwF(Method):
         if self._task is None or not self._old:
             return 0.0
         numbers, device = self.drawn(self._rows, self.batch_size), next(self.model.parameters()).device
-        pieces = [named(batch) for _, batch in self._task.take(numbers, len(numbers))]
+        pieces, run = [named(batch) for _, batch in self._task.take(numbers, len(numbers))], self._task.forward
         found = [
-            self._distance(on_device(as_batch(rows), device)) for _, rows in stacked(pieces, padding_of(self.model))
+            self._distance(on_device(as_batch(rows), device), run)
+            for _, rows in stacked(pieces, padding_of(self.model))
         ]
         distances = torch.cat(found)
         return self.weight * distances.sum() / max(len(distances), 1)
@@ -97,12 +98,12 @@ class LwF(Method):
         if isinstance(task.loss, CrossEntropy) and task.loss.groups is not None:
             self.groups[task.name] = task.loss.groups.cpu()[first_targets(task).cpu()]
 
-    def _distance(self, batch: Batch) -> Tensor:
+    def _distance(self, batch: Batch, run: Forward) -> Tensor:
         """KL from the outputs as they were, summed over heads, in nats for every target (U,) of ``batch``."""
         with torch.no_grad(), evaluating(self.model):
             old = {f"model.{name}": x for name, x in self._old.items()}
-            before, _ = functional_call(_Forward(self.model), old, (batch,))
-        now, targets = forward(self.model, batch)
+            before, _ = functional_call(_Forward(self.model, run), old, (batch,))
+        now, targets = run(self.model, batch)
         used = targets != IGNORED
         before, now = before[used], now[used]
         heads: list[Any] = self._heads or [slice(None)]
@@ -111,14 +112,14 @@ class LwF(Method):
 
 
 class _Forward(nn.Module):
-    """``forward`` as a module, which can be called with other parameters."""
+    """``run`` as a module, which can be called with other parameters."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, run: Forward) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.run = model, run
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return forward(self.model, batch)
+        return self.run(self.model, batch)
 
 
 def divergence(before: Tensor, now: Tensor, temperature: float) -> Tensor:

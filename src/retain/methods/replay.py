@@ -260,7 +260,9 @@ class Replay(Method):
 
 
 def _check_loss(task: Task, match: bool) -> None:
-    """Refuse a loss that no state can hold, and sequences whose outputs would be kept."""
+    """Refuse a loss or a forward that no state can hold, and sequences whose outputs would be kept."""
+    if task.forward is not forward:
+        raise ValueError(f"task {task.name!r} has a forward of its own, which no state can hold: it cannot be replayed")
     targets = first_targets(task)
     expected = SquaredError if targets.is_floating_point() else CrossEntropy
     if type(task.loss) is not expected:

@@ -1,9 +1,11 @@
 """A task: its rows, and how a model's outputs on them become a likelihood."""
 
+from retain.task.forwards import AmongTexts, NoisePrediction
 from retain.task.likelihood import IGNORED, CrossEntropy, Draws, Labels, Loss, SquaredError, precise
 from retain.task.rows import (
     Batch,
     Data,
+    Forward,
     Task,
     aligned,
     default_collate,
@@ -16,12 +18,15 @@ from retain.task.rows import (
 
 __all__ = [
     "IGNORED",
+    "AmongTexts",
     "Batch",
     "CrossEntropy",
     "Data",
     "Draws",
+    "Forward",
     "Labels",
     "Loss",
+    "NoisePrediction",
     "SquaredError",
     "Task",
     "aligned",

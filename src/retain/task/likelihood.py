@@ -29,6 +29,10 @@ class Draws:
         """(U,) numbers in [0, 1), one for each of the U targets that ``used`` (N, ...) marks."""
         return (self._words(used, 1)[:, 0] & 0xFFFFFF) / float(1 << 24)
 
+    def normal(self, used: Tensor) -> Tensor:
+        """(U,) standard normal numbers, one for each of the U targets that ``used`` (N, ...) marks."""
+        return torch.erfinv(1 - 2 * self.uniform(used).clamp(1e-6, 1 - 1e-6)) * 2**0.5
+
     def signs(self, used: Tensor, classes: int) -> Tensor:
         """(U, classes) of +1 and -1 in int8, a row of them for each target that ``used`` (N, ...) marks."""
         eights = self._words(used, -(-classes // 64)).view(torch.uint8).unsqueeze(-1)
@@ -89,6 +93,8 @@ class CrossEntropy:
         return outputs.masked_fill(groups != groups[targets.clamp(min=0)].unsqueeze(-1), float("-inf"))
 
     def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if targets.is_floating_point():
+            raise ValueError("targets are real numbers, not classes: a regression task has loss=SquaredError()")
         logits = precise(self.restrict(outputs, targets).movedim(-1, 1))
         losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
         return losses.reshape(len(losses), -1).sum(1)
@@ -171,7 +177,7 @@ class SquaredError:
             rows = each.reshape(len(mean), -1)[:, 0]
             yield draws.signs(rows, mean[0].numel()).to(mean).reshape(mean.shape)
         elif labels == "sample":
-            yield torch.erfinv(1 - 2 * draws.uniform(each).to(mean).clamp(1e-6, 1 - 1e-6)).reshape(mean.shape) * 2**0.5
+            yield draws.normal(each).to(mean).reshape(mean.shape)
         else:
             for direction in torch.eye(mean[0].numel(), device=mean.device, dtype=mean.dtype):
                 yield direction.reshape(mean[0].shape).expand(mean.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,32 +16,59 @@ from retain.task.likelihood import CrossEntropy, Loss
 
 Batch = Mapping[str, Tensor] | Sequence[Tensor]
 Data = DataLoader | Dataset | Sequence[Batch]
+Forward = Callable[[Any, Batch], tuple[Tensor, Tensor]]
 
 
 def forward(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Outputs (N, ..., C) and targets (N, ...) of ``batch``, aligned so that outputs[..., :] predict targets[...].
 
     A mapping with ``labels`` goes to a Hugging Face model, whose logits are returned (a causal language model's are
-    shifted by one token); a pair ``(inputs, targets)`` goes to a plain module.
+    shifted by one token; an encoder-decoder is given the labels, shifted, as its decoder's inputs); a pair
+    ``(inputs, targets)`` goes to a plain module.
+
+    Raises:
+        ValueError: a mapping without labels, or a model that gives no logits: the task needs a ``forward`` of its own.
     """
     if not isinstance(batch, Mapping):
         inputs, targets = batch
         return model(inputs), targets
     kwargs = dict(batch)
+    if "labels" not in kwargs:
+        raise ValueError(f"a batch has no 'labels', only {', '.join(kwargs)}: name them so, or give Task a forward")
     targets = kwargs.pop("labels")
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
+    if _has_decoder(model):
         kwargs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=targets)
-        return model(**kwargs).logits, targets
-    return aligned(model, model(**kwargs).logits, targets)
+    outputs = model(**kwargs)
+    if (logits := getattr(outputs, "logits", None)) is None:
+        raise ValueError(_without_logits(model, outputs))
+    return aligned(model, logits, targets)
 
 
 def aligned(model: Any, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs and targets, shifted by one token against each other for a causal language model."""
-    config: Any = getattr(model, "config", None)
-    if outputs.dim() < 3 or config is None or config.is_encoder_decoder or not model.can_generate():
+    """Outputs and targets, shifted by one token against each other for a causal language model.
+
+    One number a row, (N, 1), which targets (N,) of floats ask for, loses its last dimension.
+    """
+    if targets.is_floating_point() and outputs.shape == (*targets.shape, 1):
+        return outputs.squeeze(-1), targets
+    if outputs.dim() < 3 or getattr(model, "config", None) is None or _has_decoder(model) or not model.can_generate():
         return outputs, targets
     return outputs[:, :-1], targets[:, 1:]
+
+
+def _has_decoder(model: Any) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _without_logits(model: Any, outputs: Any) -> str:
+    kind = type(getattr(model, "get_base_model", lambda: model)()).__name__
+    if getattr(outputs, "logits_per_image", None) is not None:
+        return (
+            f"{kind} compares the rows of a batch with each other, so that no row has a loss of its own and importance "
+            "per example is not defined; give a task the texts to choose among, "
+            "Task(..., forward=AmongTexts(texts), one_by_one=True)"
+        )
+    return f"{kind} gives no logits: it needs a forward of its own, Task(..., forward=...)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +78,9 @@ class Task:
     ``train`` and ``test`` are a DataLoader, a list of batches, or a data set of rows that ``collate`` makes into a
     batch. Only rows that can be counted and read again will do: importance is measured on a second, deterministic
     pass. ``known`` is whether a row's task is said at test; if not, the classes of all tasks learned so far compete.
+    ``forward`` makes of a model and a batch the outputs and targets that ``loss`` compares, row by row; in eval
+    mode it must give a row the same ones every time. ``one_by_one`` runs that pass one row at a time, for models that
+    make of a batch of rows another number of examples on the way.
     """
 
     name: str
@@ -59,6 +89,8 @@ class Task:
     loss: Loss = field(default_factory=CrossEntropy)
     collate: Callable[[list], Batch] | None = None
     known: bool = True
+    forward: Forward = forward
+    one_by_one: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
@@ -78,6 +110,10 @@ class Task:
         if count == 0:
             raise ValueError("a task has no training rows")
         return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+    def measured(self, numbers: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
+        """``take`` for passes that tell the examples of a batch apart."""
+        return self.take(numbers, 1 if self.one_by_one else batch_size)
 
     def take(self, numbers: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
         """(row numbers (n,), batch of n rows), n <= ``batch_size``, of the rows ``numbers`` (M,) from first to last."""
@@ -104,17 +140,17 @@ def rows_of(data: Any, collate: Callable | None) -> tuple[Any, Callable]:
 
 
 def joined(tasks: Sequence[Task]) -> Task:
-    """All rows of ``tasks`` as one task (the joint upper bound); losses and collate functions must be shared.
+    """All rows of ``tasks`` as one task (the joint upper bound); they must share loss, collate and forward.
 
     Where the task of a row is not known at test, the classes of all tasks compete in training too.
     """
     last = tasks[-1]
     loss = last.loss if last.known or not isinstance(last.loss, CrossEntropy) else CrossEntropy()
-    whole = partial(Task, "joint", loss=loss, known=last.known)
+    whole = partial(replace, last, name="joint", test=None, loss=loss)
     if all(_in_batches(task) for task in tasks):
-        return whole([batch for task in tasks for batch in task.train])
+        return whole(train=[batch for task in tasks for batch in task.train])
     rows = [rows_of(task.train, task.collate) for task in tasks]
-    return whole(ConcatDataset([r for r, _ in rows]), collate=rows[-1][1])
+    return whole(train=ConcatDataset([r for r, _ in rows]), collate=rows[-1][1])
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
