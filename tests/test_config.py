@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from retain import config
+from retain import sections
 from retain.config import ConfigError, RunConfig, dump, load, parse
 from retain.method import Method
 
@@ -219,7 +219,7 @@ def test_importance_is_chosen_by_overrides(file: Path) -> None:
 
 @pytest.mark.parametrize("key", ["output_dir", "seed", "data_seed", "remove_unused_columns", "label_names"])
 def test_what_a_run_sets_itself_is_refused_with_the_reason(key: str) -> None:
-    assert mistake(training={key: 1}) == f"training: {key!r} cannot be set here: {config.OURS[key]}"
+    assert mistake(training={key: 1}) == f"training: {key!r} cannot be set here: {sections.OURS[key]}"
     assert task_mistake(training={key: 1}).startswith(f"tasks.1.training: {key!r} cannot be set here")
 
 

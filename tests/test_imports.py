@@ -29,7 +29,7 @@ FLOORS = (
         "taskgraph",
     },
     {"methods", "heads", "evaluate", "callback", "checkpoints", "hf", "progress", "store", "ledger", "collection"},
-    {"config"},
+    {"config", "sections"},
     {"data", "sources"},
     {"run", "workshop", "results", "guard", "report"},
     {"commands"},

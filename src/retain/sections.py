@@ -1,0 +1,110 @@
+"""The sections of a run's YAML file: their keys, and what each may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator
+
+from retain.mistakes import check_names, check_task_name, check_types
+
+OURS = {  # keywords of TrainingArguments that a run sets itself
+    "output_dir": "a run trains under its own `output`",
+    "seed": "write `seed` at the top level: one seed rules the whole run",
+    "data_seed": "write `seed` at the top level: one seed rules the whole run",
+    "remove_unused_columns": "the data are already reduced to what the model takes",
+    "label_names": "the labels of a task are always called labels",
+    "label_smoothing_factor": "the loss is the task's own likelihood, which the Fisher information is of",
+}
+
+Count = Annotated[int, Strict(), Field(ge=1)]
+Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
+Text = Annotated[str, Strict(), Field(min_length=1)]
+Label = Annotated[str, Strict()] | Annotated[int, Strict()] | Annotated[bool, Strict()]
+Files = Text | list[Text] | dict[str, Text | list[Text]]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """The pretrained model: a hub name or a folder, and how it is loaded."""
+
+    path: Text
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    kind: Literal["text", "image"] = "text"
+
+
+class HeadsConfig(Section):
+    """The classifier heads; without a learning rate of their own they take the adapter's."""
+
+    learning_rate: float | None = Field(default=None, gt=0)
+
+
+class EvaluationConfig(Section):
+    """How tasks are scored, and on which rows: "test" if nothing is said."""
+
+    batch_size: Count = 64
+    rows: Literal["test", "validation"] | None = None
+
+
+class TaskConfig(Section):
+    """One entry of ``tasks``: where its rows are, which columns count, and what it trains with.
+
+    ``path``, ``config``, ``data_files`` and ``data_dir`` go to ``datasets.load_dataset``; ``train`` and ``test`` are
+    split expressions such as ``train[:200]``; so is ``validation``, which ``evaluation.rows`` may ask for. Without a
+    split, ``test_fraction`` of the training rows, stratified by label and chosen by the run's seed, are held out.
+    ``split_by_class: n`` makes several tasks of n classes each, in order of label; ``max_train`` and ``max_test`` hold
+    for each of them. ``max_length`` is in tokens. ``training`` overrides the run's for this task.
+    """
+
+    name: Text
+    path: Text
+    data_files: Files | None = None
+    data_dir: Text | None = None
+    config: Text | None = None
+    train: Text | None = None
+    test: Text | None = None
+    validation: Text | None = None
+    text: Text | Annotated[list[Text], Field(min_length=2, max_length=2)] = "text"
+    image: Text = "image"
+    label: Text = "label"
+    classes: Annotated[list[Label], Field(min_length=1)] | None = None
+    split_by_class: Count | None = None
+    max_train: Count | None = None
+    max_test: Count | None = None
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    max_length: Count | None = None
+    training: dict[str, Any] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        return check_task_name(name)
+
+    @field_validator("training")
+    @classmethod
+    def _training(cls, training: dict[str, Any]) -> dict[str, Any]:
+        return checked_training(training)
+
+
+def checked_training(training: dict[str, Any]) -> dict[str, Any]:
+    """``training`` if it holds nothing but keywords of ``TrainingArguments`` that a run leaves to its user."""
+    if not training:
+        return training
+    from transformers import TrainingArguments
+
+    for key in training.keys() & OURS.keys():
+        raise ValueError(f"{key!r} cannot be set here: {OURS[key]}")
+    known = [field.name for field in fields(TrainingArguments) if field.name not in OURS]
+    check_keywords(training, known, get_type_hints(TrainingArguments), "transformers.TrainingArguments")
+    return training
+
+
+def check_keywords(section: dict[str, Any], known: Iterable[str], kinds: Mapping[str, Any], owner: str) -> None:
+    """Refuse a key of ``section`` that ``owner`` does not know, or a value that ``kinds`` does not allow."""
+    check_names(section, known, owner)
+    check_types(section, kinds)
