@@ -12,7 +12,7 @@ LONGEST_FILE = 300
 
 # From the ground up. A room imports from its own floor and from those below it.
 FLOORS = (
-    {"linalg", "scores", "paired", "task", "nearest", "mistakes", "yamls", "stock"},
+    {"linalg", "scores", "paired", "task", "nearest", "mistakes", "yamls", "stock", "files"},
     {"stiefel", "past", "lora"},
     {
         "fisher",

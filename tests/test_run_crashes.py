@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from retain import files, store
 from retain import run as running
-from retain import store
 from retain.config import RunConfig
 from retain.methods import METHODS
 from retain.run import run
@@ -96,7 +96,7 @@ def test_a_run_stopped_again_and_again_while_it_scores_and_saves_ends_as_if_it_h
         ("write_json", 2, Crash, store),  # of the first task's scores
         ("close", 1, Crash, store),  # the first task is done
         ("write_tensors", 1, Crash, store),  # of the second
-        ("copy_folder", 1, Crash, store),
+        ("copy_folder", 1, Crash, running),
     ):
         stopped(broken, name, call, error, owner)
     run(broken, quiet())
@@ -109,13 +109,13 @@ def test_what_a_killed_write_left_is_swept_away(bert: str, tmp_path: Path) -> No
     config = settings(bert, tmp_path, "mood", training={"max_steps": 1})
     output = Path(config.output)
     output.mkdir()
-    (output / f".config.yaml.77{store.PARTIAL}").write_text("mod")  # killed while it took the folder
-    half = output / "tasks" / "00-mood" / f".adapter.77{store.PARTIAL}"
+    (output / f".config.yaml.77{files.PARTIAL}").write_text("mod")  # killed while it took the folder
+    half = output / "tasks" / "00-mood" / f".adapter.77{files.PARTIAL}"
     run(config, quiet())
     half.mkdir()
     (half / "adapter_model.safetensors").write_text("half")
     run(config, quiet())
-    assert not [p for p in output.rglob("*") if p.suffix == store.PARTIAL]
+    assert not [p for p in output.rglob("*") if p.suffix == files.PARTIAL]
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +198,15 @@ def test_kill_9(bert: str, tmp_path: Path) -> None:
     whole, killed = (left_by(tmp_path / name / "run") for name in commands)
     assert whole.pop("config.yaml") != killed.pop("config.yaml")
     assert whole == killed
+
+
+@pytest.mark.slow
+def test_of_two_processes_that_race_for_one_run_one_proceeds(bert: str, tmp_path: Path) -> None:
+    file = yaml_file(document(bert, tmp_path, "mood", training={"max_steps": 1}), tmp_path / "run.yaml")
+    start: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    racing = [subprocess.Popen([sys.executable, "-m", "retain", "run", file], **start) for _ in range(2)]
+    told = [process.communicate()[1] for process in racing]
+    ends = {process.returncode: (process.pid, error) for process, error in zip(racing, told, strict=True)}
+    assert sorted(ends) == [0, 1], told
+    assert f"is in use by process {ends[0][0]}; wait for it, or stop it" in ends[1][1]
+    assert Path(tmp_path, "out", "results.json").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -21,39 +20,10 @@ from retain.lora import add_lora, sites
 from retain.store import StoreError
 
 
-def fail(*_: Any, **__: Any) -> None:
-    raise OSError(28, "No space left on device")
-
-
-@pytest.mark.parametrize("broken", ["replace", "fsync"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "deep" / "results.json"
-    store.write_json(path, {"a": 1})
-    before = path.read_bytes()
-    monkeypatch.setattr(os, broken, fail)
-    with pytest.raises(OSError, match="No space left"):
-        store.write_json(path, {"a": 2})
-    with pytest.raises(OSError, match="No space left"):
-        store.write_tensors(path, {"t": torch.zeros(2)})
-    assert path.read_bytes() == before and os.listdir(path.parent) == ["results.json"]
-
-
 def test_a_value_that_is_no_json_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.write_json(tmp_path / "scores.json", {"loss": float("nan")})
     assert not os.listdir(tmp_path)
-
-
-def test_files_have_the_permissions_of_ordinary_files(tmp_path: Path) -> None:
-    """Others in a group read results; temporary files would be private."""
-    (tmp_path / "ordinary").write_text("")
-    store.write(tmp_path / "ours", "")
-    store.replace_folder(tmp_path / "folder", lambda fresh: store.write(fresh / "file", ""))
-    (tmp_path / "plain").mkdir()
-    mode = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in os.listdir(tmp_path)}
-    assert mode["ours"] == mode["ordinary"] and mode["folder"] == mode["plain"]
 
 
 def test_json_and_tensors_come_back(tmp_path: Path) -> None:
@@ -75,36 +45,6 @@ def test_what_cannot_be_read_is_named(read: Callable, tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(StoreError, match=f"{path}: not readable as"):
             read(path)
-
-
-def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
-    def fill(fresh: Path) -> None:
-        (fresh / "new").write_text("")
-
-    def half(fresh: Path) -> None:
-        fill(fresh)
-        fail()
-
-    folder = tmp_path / "deep" / "adapter"
-    store.replace_folder(folder, fill)
-    (folder / "old").write_text("")
-    with pytest.raises(OSError, match="No space left"):
-        store.replace_folder(folder, half)
-    assert sorted(os.listdir(folder)) == ["new", "old"] and os.listdir(folder.parent) == ["adapter"]
-    store.replace_folder(folder, fill)
-    assert os.listdir(folder) == ["new"]
-    store.copy_folder(folder, tmp_path / "copy")
-    assert os.listdir(tmp_path / "copy") == ["new"]
-
-
-def test_sweep_takes_what_killed_writes_left_and_nothing_else(tmp_path: Path) -> None:
-    store.write(tmp_path / "a" / "kept.partial", "")
-    store.write(tmp_path / "a" / ".kept", "")
-    store._partial(tmp_path / "a" / "file").write_text("half")
-    store._partial(tmp_path / "a" / "folder").mkdir()
-    store.write(store._partial(tmp_path / "a" / "folder") / "b" / "c", "half")
-    store.sweep(tmp_path)
-    assert sorted(os.listdir(tmp_path / "a")) == [".kept", "kept.partial"]
 
 
 def test_a_closed_stage_knows_its_files(tmp_path: Path) -> None:

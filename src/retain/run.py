@@ -22,6 +22,7 @@ from retain import config as configuration
 from retain import store
 from retain.config import RunConfig
 from retain.evaluate import Score, evaluate, evaluate_unsaid
+from retain.files import copy_folder, held, sweep
 from retain.hf import fit
 from retain.lora import adapter_parameters
 from retain.progress import StepBar, WorkBar
@@ -34,15 +35,22 @@ def run(config: RunConfig, console: Console | None = None) -> dict[str, Any]:
     """Run ``config`` from where it stands; returns what its ``results.json`` holds.
 
     Raises:
-        StoreError: the output folder belongs to another configuration, or holds a damaged file.
+        StoreError: the output folder belongs to another configuration or process, holds a damaged file, or cannot be
+            written.
     """
-    console, output = console or Console(), Path(config.output)
     check_folder(config)
+    with held(Path(config.output)):
+        check_folder(config)
+        return _run(config, console or Console())
+
+
+def _run(config: RunConfig, console: Console) -> dict[str, Any]:
+    output = Path(config.output)
     with console.status("loading the model and the data"):
         shop = prepare(config)
     stages = shop.stages()
     store.write(output / "config.yaml", configuration.dump(config))
-    store.sweep(output)
+    sweep(output)
     finished = list(takewhile(lambda stage: store.is_closed(stage.folder), stages))
     left = stages[len(finished) :]
     _read(finished)
@@ -63,7 +71,7 @@ def run(config: RunConfig, console: Console | None = None) -> dict[str, Any]:
             for warning in records[-1]["warnings"]:
                 console.print(f"  [yellow]{escape(warning)}[/]", highlight=False)
     store.verify(stages[-1].folder, "adapter")
-    store.copy_folder(stages[-1].folder / "adapter", output / "adapter")
+    copy_folder(stages[-1].folder / "adapter", output / "adapter")
     summary = results(config, shop.stream, _read(stages))
     store.write_json(output / "results.json", summary)
     return summary

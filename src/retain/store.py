@@ -1,15 +1,13 @@
-"""What is on disk: atomic writes, tensors, and the stock adapter that leaves. Safetensors and JSON only."""
+"""What is on disk: JSON, tensors, finished stages, and the stock adapter that leaves. Safetensors and JSON only."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +16,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from retain.files import StoreError, replace_folder, write
 from retain.task import evaluating
 
-DONE, PARTIAL = "done", ".partial"
-
-
-class StoreError(ValueError):
-    """A file that is damaged, foreign or missing; the message has its path and the reason."""
-
-
-def write(path: Path, content: bytes | str) -> None:
-    """Write a file atomically and durably: there is the old one or the whole new one, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _partial(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+DONE = "done"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -78,35 +58,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise StoreError(f"{path}: missing") from error
     except (SafetensorError, OSError) as error:
         raise StoreError(f"{path}: not readable as safetensors ({error})") from error
-
-
-def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write a new folder beside ``path``, then put it in place of the old one."""
-    fresh = _partial(path)
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        fill(fresh)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def copy_folder(source: Path, path: Path) -> None:
-    """Put a copy of ``source`` in place of ``path``."""
-
-    def fill(fresh: Path) -> None:
-        shutil.copytree(source, fresh, dirs_exist_ok=True)
-
-    replace_folder(path, fill)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what writes that were killed left under ``folder``."""
-    for path in list(folder.rglob(f".*{PARTIAL}")):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def close(folder: Path) -> None:
@@ -247,11 +198,6 @@ base = {kind}.from_pretrained("{base}"{options})
 model = PeftModel.from_pretrained(base, "this/folder")
 ```
 {labels}"""
-
-
-def _partial(path: Path) -> Path:
-    """Where what is to become ``path`` is written: beside it, with the permissions of an ordinary file."""
-    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
 
 
 def _hash(path: Path) -> str:

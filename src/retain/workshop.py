@@ -13,6 +13,7 @@ from retain import config as configuration
 from retain import store
 from retain.config import RunConfig
 from retain.data import Stream, load_stream
+from retain.files import ours
 from retain.heads import heads_of
 from retain.hf import load_model, load_processor
 from retain.lora import adapter_parameters
@@ -119,7 +120,7 @@ def check_folder(config: RunConfig) -> None:
             raise store.StoreError(
                 f"{folder} holds a run of another configuration: {difference}; choose another `output`"
             )
-    elif folder.exists() and not (folder.is_dir() and all(p.suffix == store.PARTIAL for p in folder.iterdir())):
+    elif folder.exists() and not (folder.is_dir() and all(ours(p) for p in folder.iterdir())):
         raise store.StoreError(f"{folder} is not empty and holds no run; choose another `output`")
 
 

@@ -1,0 +1,192 @@
+"""Bytes on disk that are whole or not there: atomic, durable writes, and one folder for one process."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+PARTIAL, LOCK = ".partial", ".lock"
+
+
+class StoreError(ValueError):
+    """A file that is damaged, foreign or missing, or cannot be written; the message has its path and the reason."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell what keeps the block from writing ``path`` in one line.
+
+    Raises:
+        StoreError: a full disk, a read-only folder, missing rights, a mount that is gone, a broken device.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise StoreError(f"{path}: cannot be written: {reason}; what was there before is as it was") from error
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file atomically and durably: there is the old one or the whole new one, also after a crash.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    temporary = partial(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            try:
+                write_all(descriptor, content.encode() if isinstance(content, str) else content)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write all of ``content``: the system may take less at a time."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable, as ``fsync`` does the content of a file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write a new folder beside ``path``, then put it in place of the old one.
+
+    Raises:
+        StoreError: it cannot be written; the old one is as it was.
+    """
+    fresh, old = partial(path), partial(path.with_name(f"{path.name}.old"))
+    with writing(path):
+        for left in (fresh, old):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            fresh.mkdir(parents=True)
+            fill(fresh)
+            for folder, _, names in os.walk(fresh):
+                for name in names:
+                    _sync_file(Path(folder, name))
+                sync_folder(Path(folder))
+            _swap(fresh, path, old)
+        finally:
+            for left in (fresh, old):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _swap(fresh: Path, path: Path, old: Path) -> None:
+    if path.exists():
+        os.replace(path, old)
+    try:
+        os.replace(fresh, path)
+    except BaseException:
+        if old.exists():
+            os.replace(old, path)
+        raise
+    sync_folder(path.parent)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy_folder(source: Path, path: Path) -> None:
+    """Put a copy of ``source`` in place of ``path``."""
+
+    def fill(fresh: Path) -> None:
+        shutil.copytree(source, fresh, dirs_exist_ok=True)
+
+    replace_folder(path, fill)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writes that were killed left under ``folder``."""
+    for path in list(folder.rglob(f".*{PARTIAL}")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def partial(path: Path) -> Path:
+    """Where what is to become ``path`` is written: beside it, with the permissions of an ordinary file."""
+    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+
+
+def ours(path: Path) -> bool:
+    """Whether ``path`` is what taking a folder leaves, and nothing of value."""
+    return path.suffix == PARTIAL or path.name == LOCK
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes out of ``folder``, which is made, and goes again if nothing is written to it.
+
+    The system releases the lock when this process ends, however it ends. It is a POSIX record lock: unlike ``flock``
+    it does not pass to data loaders that are forked and may outlive a killed run. It does not hold within a process.
+
+    Raises:
+        StoreError: another process holds it, by its number.
+    """
+    with writing(folder):
+        descriptor = _locked(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            if os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
+        os.close(descriptor)
+
+
+def _locked(folder: Path) -> int:
+    path = folder / LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue  # the folder went between both calls
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.pread(descriptor, 20, 0).decode(errors="replace")
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(descriptor)
+                raise StoreError(f"{folder} is in use by process {owner or '?'}; wait for it, or stop it") from None
+            warnings.warn(f"{folder} cannot be locked ({error.strerror}): see that one process uses it", stacklevel=4)
+        try:
+            current = os.stat(path).st_ino == os.fstat(descriptor).st_ino
+        except FileNotFoundError:
+            current = False
+        if current:  # else another process has removed it in the meantime
+            os.ftruncate(descriptor, 0)
+            write_all(descriptor, str(os.getpid()).encode())
+            return descriptor
+        os.close(descriptor)
