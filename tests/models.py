@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from retain.hooks import attach
 from retain.lora import sites
 from retain.method import Method
-from retain.task import Task, forward
+from retain.task import Task
 
 Settings = dict[str, Any]
 VOCABULARY, WIDTH, CLASSES = 48, 32, 3
@@ -177,7 +177,7 @@ def train(method: Method, task: Task, learning_rate: float = 0.02, epochs: int =
     handles = attach(optimizer, method)
     method.model.train()
     for batch in [*task.train] * epochs:
-        loss = task.loss.nll(*forward(method.model, batch)).mean() + method.extra_loss()
+        loss = task.loss.nll(*task.forward(method.model, batch)).mean() + method.extra_loss()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

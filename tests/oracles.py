@@ -6,7 +6,7 @@ Nothing here calls the code under test but ``Draws``, so that labels and signs a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from retain.task import CrossEntropy, Draws, SquaredError, Task
 
 Squares = dict[str, Tensor]
 Labelled = Iterator[tuple[Any, Tensor]]
+Outputs = Callable[[Any, Any], tuple[Tensor, Tensor]]  # of one row; ``outputs_of``, if not said
 
 
 def fisher_by_loop(
@@ -28,6 +29,7 @@ def fisher_by_loop(
     labels: str = "mixture",
     seed: int = 0,
     temperature: float = 1.0,
+    outputs: Outputs | None = None,
 ) -> Squares:
     """(1/N) sum_n E_y[(d log p(y | x_n) / d w)^2] of the parameters ``names``, one autograd call per label."""
     model = copy.deepcopy(model).double().eval()
@@ -38,7 +40,7 @@ def fisher_by_loop(
     rows = list(single_rows(task))
     for number, row in enumerate(rows):
         for weight, log_likelihood in log_likelihoods(
-            model, row, task, labels, Draws(torch.tensor([number]), seed), temperature
+            model, row, task, labels, Draws(torch.tensor([number]), seed), temperature, outputs
         ):
             scores = torch.autograd.grad(log_likelihood, list(weights.values()), retain_graph=True, allow_unused=True)
             for name, score in zip(total, scores, strict=True):
@@ -46,14 +48,16 @@ def fisher_by_loop(
     return {name: square / len(rows) for name, square in total.items()}
 
 
-def lora_fisher_by_loop(model: PeftModel, task: Task, labels: str = "mixture", seed: int = 0) -> Squares:
+def lora_fisher_by_loop(
+    model: PeftModel, task: Task, labels: str = "mixture", seed: int = 0, outputs: Outputs | None = None
+) -> Squares:
     """The Fisher (out, in) of every adapted weight of the merged model, in which no LoRA is left."""
     names = [f"{name}.weight" for name in sites(model)]
     merged = copy.deepcopy(model).double().merge_and_unload()
-    fisher = fisher_by_loop(merged, names, task, labels, seed)
+    fisher = fisher_by_loop(merged, names, task, labels, seed, outputs=outputs)
     turned = {n for n, m in merged.named_modules() if isinstance(m, Conv1D)}
     return {
-        name: square.T if name in turned else square
+        name: square.T if name in turned else square.flatten(1)
         for name, square in ((n.removesuffix(".weight"), s) for n, s in fisher.items())
     }
 
@@ -61,7 +65,7 @@ def lora_fisher_by_loop(model: PeftModel, task: Task, labels: str = "mixture", s
 def single_rows(task: Task) -> Iterator[Any]:
     """The rows of a task made of batches, each as a batch of one in float64."""
     for batch in task.train:
-        for i in range(len(batch["labels"] if isinstance(batch, Mapping) else batch[0])):
+        for i in range(len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])):
             if isinstance(batch, Mapping):
                 yield {key: _row(v, i) for key, v in batch.items()}
             else:
@@ -69,17 +73,23 @@ def single_rows(task: Task) -> Iterator[Any]:
 
 
 def log_likelihoods(
-    model: nn.Module, row: Any, task: Task, labels: str, draws: Draws, temperature: float = 1.0
+    model: nn.Module,
+    row: Any,
+    task: Task,
+    labels: str,
+    draws: Draws,
+    temperature: float = 1.0,
+    outputs: Outputs | None = None,
 ) -> Labelled:
     """(weight, log p(y | x)) for every labelling y of one row that ``labels`` asks for.
 
     For "mixture" it is one combination of the log-likelihoods of all labels.
     """
-    outputs, targets = outputs_of(model, row)
+    found, targets = (outputs or outputs_of)(model, row)
     if isinstance(task.loss, SquaredError):
-        yield from _gaussian(outputs[0], targets[0], labels, draws)
+        yield from _gaussian(found[0], targets[0], labels, draws)
     else:
-        yield from _categorical(outputs[0], targets[0], labels, draws, task, temperature)
+        yield from _categorical(found[0], targets[0], labels, draws, task, temperature)
 
 
 def squared_batch_means(model: nn.Module, name: str, task: Task) -> Tensor:

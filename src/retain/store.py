@@ -119,10 +119,13 @@ def export(model: Any, folder: str | Path, batch: Mapping[str, Tensor] | None = 
 def write_adapter(folder: Path, model: Any, labels: Mapping[str, Any]) -> None:
     """Write the adapter of ``model`` as a stock PEFT LoRA, with ``labels`` saying what its outputs mean."""
     base = model.get_base_model()
+    (library, name), kind = _origin(base), type(base).__name__
+    options = "".join(f", {key}={value!r}" for key, value in _loading(base).items())
+    how = f'from {library} import {kind}\n\nbase = {kind}.from_pretrained("{name}"{options})'
     readme = _README.format(
-        base=base.config._name_or_path,
-        kind=type(base).__name__,
-        options="".join(f", {key}={value!r}" for key, value in _loading(base).items()),
+        base=name,
+        what=name or kind,
+        how=how if name else f"base = ...  # the {kind} that it was trained on",
         labels="\n`labels.json` says which outputs belong to which task, and what they mean.\n" if labels else "",
     )
 
@@ -138,19 +141,19 @@ def write_adapter(folder: Path, model: Any, labels: Mapping[str, Any]) -> None:
 def check_adapter(folder: Path, model: Any, batches: Sequence[Mapping[str, Tensor]]) -> float:
     """The largest logit difference between ``model`` and the stock adapter in ``folder``, loaded in a clean process.
 
-    That process knows transformers and peft and nothing of retain: what it computes on ``batches`` (without labels)
-    is what any user of the adapter gets.
+    That process knows transformers (or diffusers) and peft and nothing of retain: what it computes on ``batches``
+    (without labels) is what any user of the adapter gets. Of several outputs the first counts.
 
     Raises:
         StoreError: the adapter does not load.
     """
     base, device = model.get_base_model(), next(model.parameters()).device
     with evaluating(model), torch.no_grad():
-        here = [model(**{k: v.to(device) for k, v in batch.items()}).logits.float().cpu() for batch in batches]
+        here = [model(**{k: v.to(device) for k, v in batch.items()})[0].float().cpu() for batch in batches]
     with tempfile.TemporaryDirectory() as temporary:
         inputs, outputs = Path(temporary, "in.safetensors"), Path(temporary, "out.safetensors")
         write_tensors(inputs, {f"{i}/{name}": t for i, batch in enumerate(batches) for name, t in batch.items()})
-        told = [type(base).__name__, base.config._name_or_path, json.dumps(_loading(base))]
+        told = [*_origin(base), type(base).__name__, json.dumps(_loading(base))]
         command = [sys.executable, "-c", _CLEAN, *told, str(folder), str(inputs), str(outputs)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -160,9 +163,15 @@ def check_adapter(folder: Path, model: Any, batches: Sequence[Mapping[str, Tenso
     return float(torch.stack([(there[str(i)] - logits).abs().max() for i, logits in enumerate(here)]).max())
 
 
+def _origin(base: Any) -> tuple[str, str]:
+    """The library that ``base`` is of, and the name or folder that it was loaded from, empty if from none."""
+    return type(base).__module__.partition(".")[0], getattr(getattr(base, "config", None), "_name_or_path", "")
+
+
 def _loading(base: Any) -> dict[str, Any]:
     """The keywords of ``from_pretrained`` that give the model under the adapter."""
-    options: dict[str, Any] = {"dtype": str(base.dtype).removeprefix("torch.")}
+    dtype = str(next(base.parameters()).dtype).removeprefix("torch.")
+    options: dict[str, Any] = {"dtype": dtype}
     if type(base).__name__.endswith("Classification"):
         options |= {"num_labels": base.config.num_labels, "ignore_mismatched_sizes": True}
         if (padding := base.config.to_dict().get("pad_token_id")) is not None:
@@ -171,30 +180,28 @@ def _loading(base: Any) -> dict[str, Any]:
 
 
 _CLEAN = """
-import sys, json, torch, transformers, peft
+import importlib, sys, json, torch, peft
 from safetensors.torch import load_file, save_file
-kind, base, options, folder, inputs, outputs = sys.argv[1:]
-base = getattr(transformers, kind).from_pretrained(base, **json.loads(options))
+library, base, kind, options, folder, inputs, outputs = sys.argv[1:]
+base = getattr(importlib.import_module(library), kind).from_pretrained(base, **json.loads(options))
 model = peft.PeftModel.from_pretrained(base, folder).eval()
 batches = {}
 for key, tensor in load_file(inputs).items():
     number, name = key.split("/")
     batches.setdefault(number, {})[name] = tensor
 with torch.no_grad():
-    save_file({n: model(**batch).logits.float().contiguous() for n, batch in batches.items()}, outputs)
+    save_file({n: model(**batch)[0].float().contiguous() for n, batch in batches.items()}, outputs)
 """
 
 _README = """---
 base_model: {base}
 library_name: peft
 ---
-A LoRA adapter of `{base}`, trained on a sequence of tasks with retain. It needs nothing but peft:
+A LoRA adapter of `{what}`, trained on a sequence of tasks with retain. It needs nothing but peft:
 
 ```python
 from peft import PeftModel
-from transformers import {kind}
-
-base = {kind}.from_pretrained("{base}"{options})
+{how}
 model = PeftModel.from_pretrained(base, "this/folder")
 ```
 {labels}"""

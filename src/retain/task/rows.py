@@ -23,7 +23,7 @@ def forward(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Outputs (N, ..., C) and targets (N, ...) of ``batch``, aligned so that outputs[..., :] predict targets[...].
 
     A mapping with ``labels`` goes to a Hugging Face model, whose logits are returned (a causal language model's are
-    shifted by one token; an encoder-decoder is given the labels, shifted, as its decoder's inputs); a pair
+    shifted by one token; an encoder-decoder is given the labels, of which it makes its decoder's inputs); a pair
     ``(inputs, targets)`` goes to a plain module.
 
     Raises:
@@ -35,9 +35,7 @@ def forward(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     kwargs = dict(batch)
     if "labels" not in kwargs:
         raise ValueError(f"a batch has no 'labels', only {', '.join(kwargs)}: name them so, or give Task a forward")
-    targets = kwargs.pop("labels")
-    if _has_decoder(model):
-        kwargs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=targets)
+    targets = kwargs["labels"] if _has_decoder(model) else kwargs.pop("labels")
     outputs = model(**kwargs)
     if (logits := getattr(outputs, "logits", None)) is None:
         raise ValueError(_without_logits(model, outputs))
