@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import BertProcessing
+from tokenizers.processors import BertProcessing, TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from retain.config import parse
@@ -57,3 +57,35 @@ def refused(tokenizer: Any, entry: dict[str, Any], **config: Any) -> str:
     message = str(error.value)
     assert "\n" not in message and "t0" in message
     return message
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' <eos> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+)
+
+
+@cache
+def chat_tokenizer() -> Any:
+    """A causal model's layout over the words of these tests, with a chat template."""
+    special = ["<pad>", "<unk>", "<bos>", "<eos>", "<system>", "<user>", "<assistant>"]
+    known = [*special, *WORDS, "word", "win", "loss", "sad", "glad", *map(str, range(100))]
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        model_max_length=64,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        additional_special_tokens=special[4:],
+        model_input_names=["input_ids", "attention_mask"],
+        chat_template=TEMPLATE,
+    )
+
+
+def language_stream(tokenizer: Any, *tasks: dict[str, Any], **config: Any) -> Stream:
+    """What a configuration of ``kind: causal-lm`` makes of ``tasks``."""
+    return stream(tokenizer, *tasks, kind="causal-lm", **config)

@@ -12,7 +12,7 @@ LONGEST_FILE = 300
 
 # From the ground up. A room imports from its own floor and from those below it.
 FLOORS = (
-    {"linalg", "scores", "paired", "task", "nearest", "mistakes", "yamls", "stock", "files"},
+    {"linalg", "scores", "paired", "task", "nearest", "mistakes", "yamls", "stock", "formats", "batches", "files"},
     {"stiefel", "past", "lora"},
     {
         "fisher",
@@ -30,7 +30,7 @@ FLOORS = (
     },
     {"methods", "heads", "evaluate", "callback", "checkpoints", "hf", "progress", "store", "ledger", "collection"},
     {"config", "sections"},
-    {"data", "sources"},
+    {"data", "sources", "language"},
     {"run", "workshop", "results", "guard", "report"},
     {"commands"},
     {"cli"},

@@ -9,19 +9,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from retain import yamls
-from retain.mistakes import one_line
+from retain.mistakes import Within, one_line
 from retain.sections import (
     EvaluationConfig,
     HeadsConfig,
+    LanguageConfig,
     ModelConfig,
     Section,
     Seed,
     TaskConfig,
     Text,
     check_keywords,
+    check_task_kind,
     checked_training,
 )
 
@@ -42,6 +44,7 @@ class RunConfig(Section):
     heads: HeadsConfig = HeadsConfig()
     method: dict[str, Any] = METHOD
     training: dict[str, Any] = {}
+    language: LanguageConfig = LanguageConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tasks: Annotated[list[TaskConfig], Field(min_length=1)]
     scenario: Literal["task", "class", "domain"] = "task"
@@ -82,6 +85,27 @@ class RunConfig(Section):
         check_keywords(method, ["name", *keywords], get_type_hints(maker.__init__), f"the method {name!r}")
         maker.check(**keywords | given)
         return METHOD | method
+
+    @field_validator("heads", "scenario", "language")
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = info.data["model"].kind if "model" in info.data else None
+        default = cls.model_fields[str(info.field_name)].default
+        if value != default and kind is not None and (kind == "causal-lm") != (info.field_name == "language"):
+            has = "has no heads" if kind == "causal-lm" else "tells classes apart"
+            given = f"{value!r} is" if isinstance(value, str) else "a section is"
+            raise ValueError(f"{given} not allowed with model.kind {kind!r}, which {has}")
+        return value
+
+    @field_validator("tasks")
+    @classmethod
+    def _of_one_kind(cls, tasks: list[TaskConfig], info: ValidationInfo) -> list[TaskConfig]:
+        for number, task in enumerate(tasks if "model" in info.data else []):
+            try:
+                check_task_kind(task, info.data["model"].kind)
+            except ValueError as error:
+                raise Within(str(number), error) from None
+        return tasks
 
     @field_validator("training")
     @classmethod

@@ -13,6 +13,7 @@ from datasets.fingerprint import Hasher
 from torch import Tensor
 from transformers import DataCollatorWithPadding, default_data_collator
 
+from retain.language import language_tasks
 from retain.sources import DataError, Split, check_column, natural, progress, read
 from retain.task import CrossEntropy, Task
 
@@ -31,7 +32,7 @@ class Stream:
 
     Attributes:
         tasks: rows are data sets with the model's columns and ``labels``, the global id of the class.
-        labels: class names of each task; in a domain-incremental stream the one list that all share.
+        labels: class names of each task; in a domain-incremental stream the one list that all share; none of tokens.
         groups: (C,) number of the task that owns each global class; None if all share them.
     """
 
@@ -50,16 +51,18 @@ class _Piece:
 
 
 def load_stream(config: RunConfig, processor: Any) -> Stream:
-    """The stream of ``config``; ``processor`` is the model's tokenizer or, for ``kind: image``, its image processor.
+    """The stream of ``config``; ``processor`` is the model's tokenizer or, of images, its image processor.
 
     Raises:
         DataError: the first thing wrong with the data, in one line.
     """
+    if config.model.kind == "causal-lm":
+        _check_names([entry.name for entry in config.tasks])
+        tasks = language_tasks(config, processor)
+        return Stream(tasks, [[] for _ in tasks], None)
     pieces = [piece for entry in config.tasks for piece in _pieces(entry, config)]
     names = [piece.name for piece in pieces]
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"two tasks are called {name!r}; tasks: {', '.join(names)}")
+    _check_names(names)
     labels = [piece.classes for piece in pieces]
     groups = None
     if config.scenario == "domain":
@@ -79,6 +82,12 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
         )
         tasks.append(Task(piece.name, train, test, loss, encode.collate, known=config.scenario != "class"))
     return Stream(tasks, labels, groups)
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"two tasks are called {name!r}; tasks: {', '.join(names)}")
 
 
 def _pieces(entry: TaskConfig, config: RunConfig) -> Iterator[_Piece]:

@@ -24,6 +24,7 @@ from retain.task import Task, aligned, forward
 CLASSES = {
     "text": (transformers.AutoModelForSequenceClassification, transformers.AutoTokenizer),
     "image": (transformers.AutoModelForImageClassification, transformers.AutoImageProcessor),
+    "causal-lm": (transformers.AutoModelForCausalLM, transformers.AutoTokenizer),
 }
 
 
@@ -45,8 +46,12 @@ def load_model(
     """A classification model with LoRA and, with ``own_heads``, one block of head rows for each entry of ``sizes``.
 
     The final classifier and layers that the checkpoint does not hold (its hidden layer) are saved with the adapter.
+    A causal language model has neither heads nor use for ``sizes``.
     """
     transformers.set_seed(seed)
+    if kind == "causal-lm":
+        base = _found(path, kind, CLASSES[kind][0].from_pretrained, dtype=dtype or "auto")
+        return add_lora(base, **{"task_type": "CAUSAL_LM"} | lora)
     base, report = _found(
         path,
         kind,

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator
 
-from retain.mistakes import check_names, check_task_name, check_types
+from retain.formats import Format, Learned
+from retain.mistakes import Within, check_names, check_task_name, check_types
 
 OURS = {  # keywords of TrainingArguments that a run sets itself
     "output_dir": "a run trains under its own `output`",
@@ -35,7 +36,17 @@ class ModelConfig(Section):
 
     path: Text
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    kind: Literal["text", "image"] = "text"
+    kind: Literal["text", "image", "causal-lm"] = "text"
+
+
+class LanguageConfig(Section):
+    """What a causal language model learns of its rows; only with ``model.kind: causal-lm``.
+
+    ``loss``: of a row's tokens "completion" learns those of its answers, "last" those of the last answer, "all" every
+    one. Plain texts are learned whole.
+    """
+
+    loss: Learned = "completion"
 
 
 class HeadsConfig(Section):
@@ -59,6 +70,7 @@ class TaskConfig(Section):
     split, ``test_fraction`` of the training rows, stratified by label and chosen by the run's seed, are held out.
     ``split_by_class: n`` makes several tasks of n classes each, in order of label; ``max_train`` and ``max_test`` hold
     for each of them. ``max_length`` is in tokens. ``training`` overrides the run's for this task.
+    ``format`` says what the rows of a language model are, where their columns fit several.
     """
 
     name: Text
@@ -72,6 +84,7 @@ class TaskConfig(Section):
     text: Text | Annotated[list[Text], Field(min_length=2, max_length=2)] = "text"
     image: Text = "image"
     label: Text = "label"
+    format: Format | None = None
     classes: Annotated[list[Label], Field(min_length=1)] | None = None
     split_by_class: Count | None = None
     max_train: Count | None = None
@@ -89,6 +102,25 @@ class TaskConfig(Section):
     @classmethod
     def _training(cls, training: dict[str, Any]) -> dict[str, Any]:
         return checked_training(training)
+
+
+OF_CLASSES = ("label", "classes", "split_by_class", "image")  # keys of a task that say what its classes are
+OF_LANGUAGE = ("format",)
+
+
+def check_task_kind(task: TaskConfig, kind: str) -> None:
+    """Refuse keys of ``task`` that a model of ``kind`` has no use for.
+
+    Raises:
+        Within: naming the key and its value.
+    """
+    language = kind == "causal-lm"
+    for key in OF_CLASSES if language else OF_LANGUAGE:
+        if (value := getattr(task, key)) != TaskConfig.model_fields[key].default:
+            has = "has no classes" if language else "tells classes apart"
+            raise Within(key, f"{value!r} is not allowed with model.kind {kind!r}, which {has}")
+    if language and not isinstance(task.text, str):
+        raise Within("text", f"{task.text!r} is not allowed with model.kind {kind!r}; expected one column")
 
 
 def checked_training(training: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,9 @@ def natural(name: str) -> tuple[int, int, str]:
     return (0, int(name), "") if re.fullmatch(r"[-+]?\d+", name) else (1, 0, name)
 
 
-def read(entry: TaskConfig, seed: int, scored: Rows = "test") -> tuple[Split, Split, list[str]]:
+def read(
+    entry: TaskConfig, seed: int, scored: Rows = "test", *, labelled: bool = True
+) -> tuple[Split, Split, list[str]]:
     """The training rows of ``entry``, the rows to score, and its class names in order.
 
     Args:
@@ -75,6 +77,7 @@ def read(entry: TaskConfig, seed: int, scored: Rows = "test") -> tuple[Split, Sp
         seed: of the rows that are held out where no split is named.
         scored: "test" or "validation". Validation rows are a split of their own, or held out of the training rows; the
             test rows are then kept out of both, and a file that holds nothing else is not opened.
+        labelled: without labels, as texts for language models are, all rows are of one class "".
 
     Raises:
         DataError: what is missing, empty, without a label, or labelled with what training never shows.
@@ -84,16 +87,17 @@ def read(entry: TaskConfig, seed: int, scored: Rows = "test") -> tuple[Split, Sp
         entry = _without_test(entry, *_names(entry, named))
     found = _load(entry)
     train_name, test_name, validation_name = _names(entry, named or list(found))
-    rows = train = _labelled(entry, "train", _split(entry, found, train_name))
+    named_rows = _labelled if labelled else _alike
+    rows = train = named_rows(entry, "train", _split(entry, found, train_name))
     if test_name is None:
         train, rows = _held_out(train, entry.test_fraction, seed)
     elif scored == "test":
-        rows = _labelled(entry, "test", _split(entry, found, test_name))
+        rows = named_rows(entry, "test", _split(entry, found, test_name))
     if scored == "validation" and validation_name is None:
         train, rows = _held_out(train, entry.test_fraction, seed)
     elif scored == "validation":
-        rows = _labelled(entry, "validation", _split(entry, found, str(validation_name)))
-    classes = _classes(entry, train)
+        rows = named_rows(entry, "validation", _split(entry, found, str(validation_name)))
+    classes = _classes(entry, train) if labelled else [""]
     if entry.classes:
         train, rows = train.of(classes), rows.of(classes)
     if not len(rows.names):
@@ -134,8 +138,7 @@ def _classes(entry: TaskConfig, train: Split) -> list[str]:
 
 def _labelled(entry: TaskConfig, split: str, rows: datasets.Dataset) -> Split:
     where = f"task {entry.name!r}: the {split} split"
-    if not len(rows):
-        raise DataError(f"{where} is empty")
+    _check_any(where, rows)
     check_column(entry.name, rows, entry.label)
     feature = rows.features[entry.label]
     values = rows.select_columns(entry.label)[:][entry.label]
@@ -150,6 +153,17 @@ def _labelled(entry: TaskConfig, split: str, rows: datasets.Dataset) -> Split:
     if None in names:
         raise DataError(f"{where}: row {names.index(None)} has no label in column {entry.label!r}")
     return Split(rows, np.array(names))
+
+
+def _alike(entry: TaskConfig, split: str, rows: datasets.Dataset) -> Split:
+    """Rows without labels, as one class."""
+    _check_any(f"task {entry.name!r}: the {split} split", rows)
+    return Split(rows, np.full(len(rows), ""))
+
+
+def _check_any(where: str, rows: datasets.Dataset) -> None:
+    if not len(rows):
+        raise DataError(f"{where} is empty")
 
 
 def check_column(task: str, rows: datasets.Dataset, column: str) -> None:

@@ -75,11 +75,11 @@ class Workshop:
 
     def write_adapter(self, folder: Path) -> None:
         """Write the adapter in place as a stock LoRA."""
-        labels, first = {}, 0
+        labels, first = dict[str, Any](), 0
         for task, names in zip(self.names(), self.stream.labels, strict=True):
             labels[task] = {"first_output": first, "labels": names}
             first += 0 if self.config.scenario == "domain" else len(names)
-        store.write_adapter(folder, self.model, labels)
+        store.write_adapter(folder, self.model, labels if any(self.stream.labels) else {})
 
 
 def prepare(config: RunConfig) -> Workshop:
