@@ -12,7 +12,20 @@ LONGEST_FILE = 300
 
 # From the ground up. A room imports from its own floor and from those below it.
 FLOORS = (
-    {"linalg", "scores", "paired", "task", "nearest", "mistakes", "yamls", "stock", "formats", "batches", "files"},
+    {
+        "linalg",
+        "scores",
+        "paired",
+        "task",
+        "nearest",
+        "mistakes",
+        "yamls",
+        "stock",
+        "formats",
+        "batches",
+        "files",
+        "units",
+    },
     {"stiefel", "past", "lora"},
     {
         "fisher",
@@ -28,7 +41,19 @@ FLOORS = (
         "grouping",
         "taskgraph",
     },
-    {"methods", "heads", "evaluate", "callback", "checkpoints", "hf", "progress", "store", "ledger", "collection"},
+    {
+        "methods",
+        "heads",
+        "evaluate",
+        "callback",
+        "checkpoints",
+        "hf",
+        "progress",
+        "store",
+        "ledger",
+        "collection",
+        "plots",
+    },
     {"config", "sections"},
     {"data", "sources", "language"},
     {"run", "workshop", "results", "guard", "report"},

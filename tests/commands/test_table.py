@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from retain.commands.table import human, print_comparison, print_scores
+from retain.commands.table import print_comparison, print_scores
 
 
 def console(width: int = 80) -> Console:
@@ -89,21 +89,6 @@ def test_a_comparison_fits_a_terminal() -> None:
     lines = [line.replace("│", " ").split() for line in shown(out).splitlines()]
     assert ["sequential", "0.750", "+0.250", "1.000", "1.2", "MiB", "900", "B", "65"] in lines
     assert ["joint", "0.750", "·", "1.000", "1.2", "MiB", "900", "B", "65"] in lines
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1.5 * 2**20, "1.5 MiB"),
-        (3 * 2**30, "3.0 GiB"),
-        (2**42, "4096.0 GiB"),
-    ],
-)
-def test_bytes_as_people_read_them(size: float, text: str) -> None:
-    assert human(size) == text
 
 
 def rise(foreseen: float | None, measured: float, error: float | None, ratio: float | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from retain.commands.costs import Cost, Machine, Outline, cost, machine, outline
-from retain.commands.table import MISSING, human, human_time
+from retain.commands.table import MISSING
 from retain.config import RunConfig, TaskConfig, make_method, training_arguments
 from retain.data import MAX_LENGTH
 from retain.fisher.forms import FORMS
@@ -27,6 +27,7 @@ from retain.method import Method
 from retain.methods.ewc_lora import EWCLoRA
 from retain.methods.replay import Replay
 from retain.sources import FORMATS, read
+from retain.units import human, human_time
 
 # What is shown of each form, beside what is configured: these options on top of its defaults.
 SHOWN: dict[str, list[dict[str, Any]]] = {

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from retain.results import share_in_words
+from retain.units import human
 
 MISSING, ENDLESS = "·", 10_000
 
@@ -99,23 +100,6 @@ def _summary(names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> 
     for i, name in enumerate(names):
         table.add_row(name, *[_number(matrix[t][i]) for t in (0, i + 1, -1)])
     return table
-
-
-def human(size: float) -> str:
-    """Bytes as people read them."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
-
-
-def human_time(seconds: float) -> str:
-    """A duration as people read it."""
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s" if seconds >= 0.1 else "<0.1 s"
 
 
 def _cell(value: float | None, task: int, learned: int) -> Text:

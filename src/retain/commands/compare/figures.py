@@ -9,9 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind tell apart, each with a marker; further rounds pair them otherwise.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-MARKERS, LINES = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", ":")
+from retain.plots import named_ticks, style
+
 APART = 0.3  # of the distance between two tasks: the width over which the methods' points are spread
 WIDE = 30  # a ratio of bytes from which on small ones would lie on the axis
 
@@ -31,12 +30,6 @@ def draw(comparison: Found, folder: Path) -> None:
         figure.savefig(folder / file, dpi=150)
 
 
-def _style(number: int) -> dict[str, Any]:
-    turn, colour = divmod(number, len(COLOURS))
-    marker, line = MARKERS[(colour + turn) % len(MARKERS)], LINES[turn % len(LINES)]
-    return {"color": COLOURS[colour], "marker": marker, "linestyle": line, "markersize": 5}
-
-
 def _accuracy(ax: Axes, comparison: Found) -> None:
     methods = comparison["methods"]
     for number, (label, found) in enumerate(methods.items()):
@@ -44,7 +37,7 @@ def _accuracy(ax: Axes, comparison: Found) -> None:
         aside = APART * ((number + 0.5) / len(methods) - 0.5)
         steps, means = [t + aside for t, _ in there], [point["mean"] for _, point in there]
         bars = [point["std"] or 0.0 for _, point in there]
-        ax.errorbar(steps, means, yerr=bars, elinewidth=0.8, label=label, **_style(number))
+        ax.errorbar(steps, means, yerr=bars, elinewidth=0.8, label=label, **style(number))
     _tasks(ax, comparison)
     ax.set_ylabel("accuracy on the tasks learned so far")
 
@@ -53,9 +46,9 @@ def _stability(ax: Axes, comparison: Found) -> None:
     for number, (label, found) in enumerate(comparison["methods"].items()):
         learned, kept = (found["scores"][name] for name in ("learning_accuracy", "stability"))
         if learned is not None and kept is not None:
-            style = _style(number) | {"linestyle": "none", "markersize": 8, "elinewidth": 0.8}
+            look = style(number) | {"linestyle": "none", "markersize": 8, "elinewidth": 0.8}
             bars = {"xerr": learned["std"], "yerr": kept["std"]}
-            ax.errorbar(learned["mean"], kept["mean"], **bars, label=label, **style)
+            ax.errorbar(learned["mean"], kept["mean"], **bars, label=label, **look)
     ax.set_xlabel("plasticity: accuracy on each task just learned")
     ax.set_ylabel("stability: share of it kept to the end")
 
@@ -64,7 +57,7 @@ def _bytes(ax: Axes, comparison: Found) -> None:
     sizes = [size for found in comparison["methods"].values() for size in found["bytes"]["after"].values()]
     for number, (label, found) in enumerate(comparison["methods"].items()):
         after = {int(t): size / 2**20 for t, size in found["bytes"]["after"].items()}
-        ax.plot(list(after), list(after.values()), label=label, **_style(number))
+        ax.plot(list(after), list(after.values()), label=label, **style(number))
     _tasks(ax, comparison)
     if max(sizes) > WIDE * min(sizes):
         ax.set_yscale("log")
@@ -74,6 +67,5 @@ def _bytes(ax: Axes, comparison: Found) -> None:
 
 
 def _tasks(ax: Axes, comparison: Found) -> None:
-    names = comparison["tasks"]
-    ax.set_xticks(range(1, len(names) + 1), names, rotation=0 if sum(map(len, names)) < 60 else 30)
+    named_ticks(ax, comparison["tasks"])
     ax.set_xlabel("after learning")

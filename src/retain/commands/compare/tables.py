@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from retain.commands.plan import human_time
-from retain.commands.table import ENDLESS, human
+from retain.commands.table import ENDLESS
+from retain.units import human, human_time
 
 NONE = "–"
 FEW = 5  # seeds

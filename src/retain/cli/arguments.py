@@ -1,0 +1,13 @@
+"""Arguments that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[Path, typer.Argument(help="A YAML file: see docs/cli.md.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="[cyan]section.key=value[/], values as in YAML.", show_default=False)
+]

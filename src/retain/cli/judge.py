@@ -1,0 +1,130 @@
+"""Commands that say how good runs and methods are."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+from rich.console import Console
+from rich.table import Table
+
+from retain.cli.arguments import ConfigFile, Overrides
+
+
+class Listing(typer.core.TyperCommand):
+    """Takes ``--methods a b`` for ``--methods a --methods b``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, listed(args, "--methods"))
+
+
+def listed(arguments: Sequence[str], option: str) -> list[str]:
+    """``arguments`` with ``option`` before each value that follows it, up to another option, an override or a file."""
+    found, taking = list[str](), False
+    for i, argument in enumerate(arguments):
+        if argument == option and i + 1 < len(arguments) and not arguments[i + 1].startswith("-"):
+            taking = True
+            continue
+        override = re.match(r"[^:]*=", argument)
+        taking = taking and not argument.startswith("-") and not argument.endswith((".yaml", ".yml")) and not override
+        found += [option, argument] if taking else [argument]
+    return found
+
+
+def compare(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Names, and variants such as [cyan]ewc-lora:mode=merge,rank=8[/]; [cyan]all[/] if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many, from the file's on.", min=1)] = 3,
+    budget: Annotated[
+        str, typer.Option(help="[cyan]full[/]: all rows, 5 values of a knob; [cyan]small[/]: 40 rows a task, 3 values.")
+    ] = "full",
+    tries: Annotated[
+        int | None, typer.Option(help="Values of every knob instead; 1 tunes nothing.", min=1, show_default=False)
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Whom differences are taken to; sequential if it is there.", show_default=False)
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Runs at a time; as many as cores and memory allow if not given.", min=1, show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder; the file's `output` and -compare if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Run methods side by side on the stream of a YAML file: one table, three figures; run again, it continues.
+
+    Every run is a [cyan]retain run[/] in OUTPUT/METHOD/seed-N. Before them,
+    each method's knob (strength, energy, ...) is set on validation rows, by the
+    same number of tries for all; no test row is used for that. Differences to
+    one method have 95 % intervals, paired by seed and test row.
+
+    Examples: [cyan]retain compare bot.yaml --methods sequential ewc-lora --seeds 1[/]
+    [cyan]retain compare bot.yaml --budget small training.num_train_epochs=1[/]
+    """
+    from retain.commands.compare import compare as command
+    from retain.config import load
+
+    options: dict[str, Any] = {"seeds": seeds, "budget": budget, "tries": tries, "against": against, "jobs": jobs}
+    if not command(load(config, overrides or ()), methods or ["all"], **options, output=output, console=Console()):
+        raise typer.Exit(1)
+
+
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.", show_default=False)
+    ],
+    to: Annotated[
+        Path | None, typer.Option(help="The file to write. [dim]default: RUN/report.html; of several, report.html[/]")
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(help="Forgotten test rows of a task to show; 0 keeps everybody's data out.", min=0)
+    ] = 20,
+) -> None:
+    """One self-contained page of what a run came to: verdict, scores, what was forgotten, costs, how to load it.
+
+    Of several runs, the first is compared with the others, and `joint` or
+    `per-task` among them appear as bounds.
+
+    Example: [cyan]retain report runs/bot runs/bot-sequential --to bot.html[/]
+    """
+    from retain.commands.report import report as command
+
+    command(folders, to, examples, Console())
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One of them: what its keywords mean.", show_default=False)] = None,
+) -> None:
+    """List the methods and the keywords that their `method:` section takes, with defaults.
+
+    Example: [cyan]retain methods ewc-lora[/]
+    """
+    from retain.methods import METHODS, method_named
+
+    console = Console()
+    if name is not None:
+        console.print(inspect.getdoc(method_named(name)), markup=False, highlight=False)
+        return
+    table = Table("method", "what it does", "keywords")
+    for known, method in METHODS.items():
+        keywords = [p for p in inspect.signature(method).parameters.values() if p.name != "model"]
+        table.add_row(
+            known,
+            (inspect.getdoc(method) or "").split("\n\n")[0].replace("\n", " "),
+            "\n".join(f"{p.name}: {'null' if p.default is None else p.default}" for p in keywords),
+        )
+    console.print(table)
+    console.print("null: left to the method. retain methods NAME says what its keywords mean.", highlight=False)

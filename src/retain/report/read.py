@@ -1,0 +1,89 @@
+"""A finished run as its report needs it: what the stages found, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retain import store, yamls
+from retain.collection import Adapter, read_adapter
+from retain.results import KINDS, columns
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, configuration, ``results.json``, the record of every stage, and the README of its adapter."""
+
+    folder: Path
+    config: dict[str, Any]
+    results: dict[str, Any]
+    records: list[dict[str, Any]]
+    stages: list[Path]
+    readme: str = ""
+
+    @property
+    def tasks(self) -> list[str]:
+        return self.results["tasks"]
+
+    @property
+    def name(self) -> str:
+        """The method, as a person would call the run."""
+        return self.results["method"]["name"]
+
+    @property
+    def bits(self) -> str:
+        """The key under which a record has the outcomes that count in this scenario."""
+        return KINDS[self.results["scenario"]][0]
+
+    @cached_property
+    def outcomes(self) -> list[np.ndarray]:
+        """Per task (T+1, rows) of 1 and 0 after every stage; NaN where nothing was measured."""
+        return columns(self.records, self.tasks, self.bits)
+
+    @cached_property
+    def matrix(self) -> np.ndarray:
+        """(T+1, T) accuracy of every task after every stage."""
+        return np.stack([column.mean(1) for column in self.outcomes], axis=1)
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether it learned task after task, and so could forget."""
+        return len(self.tasks) > 1 and len(self.records) == len(self.tasks) + 1
+
+    def adapters(self) -> list[Adapter]:
+        """The adapter after every task, as far as they are plain LoRAs of linear layers."""
+        found = []
+        for folder in self.stages[1:]:
+            try:
+                found.append(read_adapter(folder / "adapter"))
+            except store.StoreError:
+                return []
+        return found
+
+
+def read_run(folder: Path) -> Run:
+    """Read the run in ``folder``.
+
+    Raises:
+        StoreError: no run, one that is not finished, or a damaged file.
+    """
+    if not (folder / "config.yaml").exists():
+        raise store.StoreError(f"{folder} holds no run: it has no config.yaml")
+    if not (folder / "results.json").exists():
+        done = len([path for path in folder.glob("tasks/*") if store.is_closed(path)])
+        raise store.StoreError(f"{folder} is not finished ({done} tasks are): run `retain run` again, then the report")
+    try:
+        config = yamls.read((folder / "config.yaml").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise store.StoreError(f"{folder / 'config.yaml'}: damaged: {error}") from error
+    stages = [folder / "base", *sorted(p for p in folder.glob("tasks/*") if store.is_closed(p))]
+    for stage in stages:
+        store.verify(stage, "scores.json")
+    records = [store.read_json(stage / "scores.json") for stage in stages]
+    readme = folder / "adapter" / "README.md"
+    told = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    return Run(folder, config, store.read_json(folder / "results.json"), records, stages, told)

@@ -1,0 +1,128 @@
+"""The page: from true runs, one file, no network, and no more of the data than is asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from reported import FAITHFUL, FORGETFUL, told
+from retain import store
+from retain.report import report
+from retain.report.page import page
+from retain.run import run
+from runs import quiet, settings
+
+VOID = {"meta", "img", "hr", "br", "path", "use"}
+
+
+class Balance(HTMLParser):
+    """Every element that opens, closes, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for key, value in attrs if key in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for key, value in attrs if key in ("src", "href", "xlink:href")]
+
+
+@pytest.fixture(scope="module")
+def finished(bert: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny run of EWC-LoRA on three tasks that forgot something (its record says so)."""
+    folder = tmp_path_factory.mktemp("report")
+    run(settings(bert, folder, method={"name": "ewc-lora", "fisher": {"samples": 4}}), quiet())
+    output = folder / "out"
+    first, last = output / "tasks" / "00-mood" / "scores.json", output / "tasks" / "02-greek" / "scores.json"
+    for path, bits in ((first, "1"), (last, "0")):
+        record = store.read_json(path)
+        record["tasks"]["mood"]["known"] = bits * record["tasks"]["mood"]["rows"]
+        store.write_json(path, record)
+        store.close(path.parent)
+    yield output
+
+
+def test_a_page_is_one_file_that_needs_no_network(finished: Path, tmp_path: Path) -> None:
+    report([finished], tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    parser = Balance()
+    parser.feed(html)
+    assert not parser.open and parser.links and all(link.startswith(("#", "data:")) for link in parser.links)
+    assert "<script" not in html and "@import" not in html and "url(http" not in html
+    assert html.count("<svg") == 5  # accuracy, foreseen and measured, growth, drift, spectrum
+    assert "prefers-color-scheme: dark" in html and "@media print" in html and 'lang="en"' in html
+
+
+def test_forgotten_rows_are_shown_with_text_and_label(finished: Path, bert: str, tmp_path: Path) -> None:
+    report([finished], tmp_path / "page.html", examples=1)
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in (finished.parent / "mood.jsonl").read_text().splitlines()]
+    (shown,) = re.findall(r"<td>(glad|sad)</td><td class=\"text\">(.*?)</td>", html)
+    words = shown[1].removeprefix("[CLS] ")  # which the tests' tokenizer does not know to be special
+    assert {"text": words, "label": shown[0]} in [{k: row[k] for k in ("text", "label")} for row in rows]
+    assert "mood: 4 of 4 forgotten" in html
+
+
+def test_nobodys_data_are_read_if_none_are_to_be_shown(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retain.report.forgotten.load_stream", lambda *_: pytest.fail("the data were read"))
+    report([finished], tmp_path / "page.html", examples=0)
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "mood: 4 of 4 forgotten" in html and '<td class="text">' not in html.split("What was forgotten")[1]
+
+
+def test_data_that_are_gone_are_said_to_be(finished: Path, tmp_path: Path) -> None:
+    moved = (finished.parent / "mood.jsonl").rename(finished.parent / "away.jsonl")
+    try:
+        report([finished], tmp_path / "page.html")
+    finally:
+        moved.rename(finished.parent / "mood.jsonl")
+    assert "Their contents cannot be shown" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_several_runs_stand_side_by_side_with_bounds() -> None:
+    joint = told("joint", [FAITHFUL[0], FAITHFUL[3]])
+    joint.records[1]["learned"] = 3
+    html = page([told("ewc-lora", FORGETFUL), told("sequential", FORGETFUL), joint], 0)
+    assert "3 runs side by side" in html and html.count('<tr class="bound">') == 1
+    assert html.count("minus sequential") == 1  # only the first is compared with the others
+
+
+def test_names_are_text_and_no_markup() -> None:
+    html = page([told("ewc-lora", FORGETFUL, tasks="<b>x</b> sql law")], 0)
+    assert "<b>x" not in html and "&lt;b&gt;x" in html
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.yaml", None, "holds no run"),
+        ("results.json", None, "is not finished"),
+        ("config.yaml", "a: [", "damaged"),
+        ("base/scores.json", "{}", "damaged"),
+    ],
+)
+def test_what_is_no_finished_run_is_refused(
+    finished: Path, tmp_path: Path, file: str, content: str | None, message: str
+) -> None:
+    store.copy_folder(finished, tmp_path / "run")
+    path = tmp_path / "run" / file
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(store.StoreError, match=message):
+        report([tmp_path / "run"], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
