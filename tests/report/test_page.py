@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reported import FAITHFUL, FORGETFUL, told
-from retain import store
+from retain import files, store
 from retain.report import report
 from retain.report.page import page
 from retain.run import run
@@ -120,7 +120,7 @@ def test_names_are_text_and_no_markup() -> None:
 def test_what_is_no_finished_run_is_refused(
     finished: Path, tmp_path: Path, file: str, content: str | None, message: str
 ) -> None:
-    store.copy_folder(finished, tmp_path / "run")
+    files.copy_folder(finished, tmp_path / "run")
     path = tmp_path / "run" / file
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(store.StoreError, match=message):

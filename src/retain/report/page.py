@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from retain import scores, store, yamls
+from retain import files, scores, yamls
 from retain.report import figures
 from retain.report.forgotten import flips
 from retain.report.read import Run, read_run
@@ -32,7 +32,7 @@ def report(folders: Sequence[Path], to: Path, *, examples: int = 20) -> None:
         StoreError: a folder that holds no finished run, or a damaged one.
     """
     runs = [read_run(folder) for folder in folders]
-    store.write(to, page(runs, examples))
+    files.write(to, page(runs, examples))
 
 
 def page(runs: Sequence[Run], examples: int) -> str:
