@@ -36,6 +36,7 @@ FLOORS = (
         "spanned",
         "routing",
         "serving",
+        "vllm",
         "method",
         "hooks",
         "grouping",

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers import GenerationMixin
 
 from retain.files import StoreError, replace_folder, write
 from retain.task import evaluating
+from retain.vllm import judge
 
 DONE = "done"
 
@@ -104,6 +107,8 @@ def by_kind(state: Mapping[str, Tensor]) -> dict[str, int]:
 def export(model: Any, folder: str | Path, batch: Mapping[str, Tensor] | None = None) -> float | None:
     """Write the adapter of ``model`` as a stock PEFT LoRA, the past baked in: ``PeftModel.from_pretrained`` loads it.
 
+    Of a model that generates, a warning names every rule of vLLM's loader that the adapter breaks (``retain.vllm``).
+
     Args:
         model: a peft model with the coefficients to export in place.
         folder: replaced as a whole.
@@ -113,6 +118,9 @@ def export(model: Any, folder: str | Path, batch: Mapping[str, Tensor] | None = 
         The largest logit difference on ``batch``, if one was given.
     """
     write_adapter(Path(folder), model, {})
+    if isinstance(model.get_base_model(), GenerationMixin):
+        for obstacle in judge(folder).obstacles:
+            warnings.warn(f"{folder}: vLLM would not load this adapter. {obstacle}", stacklevel=2)
     return None if batch is None else check_adapter(Path(folder), model, [batch])
 
 

@@ -44,9 +44,10 @@ def test_the_command_prints_what_a_clean_process_sees(
     with pytest.raises(SystemExit) as done:
         cli.main()
     assert done.value.code == 0
-    text = capsys.readouterr().out.strip()
-    assert text.startswith(f"{copy}/export: loaded in a clean process, largest logit difference ")
-    assert float(text.rpartition(" ")[2]) <= 1e-5
+    measured, serving = capsys.readouterr().out.strip().splitlines()
+    assert measured.startswith(f"{copy}/export: loaded in a clean process, largest logit difference ")
+    assert float(measured.rpartition(" ")[2]) <= 1e-5
+    assert serving.startswith("vLLM 0.33.0 would load it") and "--max-lora-cls-labels 4" in serving
     assert tensors(copy / "export") == tensors(copy / "adapter")
 
 

@@ -10,6 +10,7 @@ from retain import store
 from retain.commands.reopened import reopened
 from retain.nearest import did_you_mean
 from retain.task import Task, rows_of
+from retain.vllm import VERSION, judge
 
 PROBES = 8  # test rows of every task
 
@@ -21,7 +22,7 @@ def export(folder: Path, to: Path | None = None, task: str | None = None, consol
         folder: of a run.
         to: the folder to write, ``folder``/export if not given; replaced if it holds an adapter.
         task: whose coefficients, for methods that keep some for each.
-        console: where the measured difference is printed.
+        console: where the measured difference is printed, and whether vLLM would load it.
 
     Raises:
         StoreError: no run, nothing finished, a folder in the way, or a damaged file.
@@ -37,9 +38,18 @@ def export(folder: Path, to: Path | None = None, task: str | None = None, consol
     shop.method.activate(task)
     shop.write_adapter(target)
     difference = store.check_adapter(target, shop.model, [_probe(t) for t in shop.stream.tasks])
-    message = f"{target}: loaded in a clean process, largest logit difference {difference:.1e}"
-    (console or Console()).print(message, soft_wrap=True)
+    said = f"{target}: loaded in a clean process, largest logit difference {difference:.1e}\n{_serving(target)}"
+    (console or Console()).print(said, soft_wrap=True, markup=False, highlight=False)
     return difference
+
+
+def _serving(folder: Path) -> str:
+    """What the rules of vLLM's loader say of the adapter in ``folder``."""
+    verdict = judge(folder)
+    lines = [f"vLLM {VERSION} would load it, by the rules of its loader (it was not run): {verdict.options}"]
+    if verdict.obstacles:
+        lines = [f"vLLM {VERSION} would not load it (its rules were read, it was not run):"]
+    return "\n".join([*lines, *(f"- {line}" for line in verdict.obstacles + verdict.remarks)])
 
 
 def _probe(task: Task) -> dict:
