@@ -53,6 +53,12 @@ def write(content: Any) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def flow(content: Any) -> str:
+    """``content`` as YAML on one line."""
+    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**6)
+    return text.strip()
+
+
 def override(document: dict[str, Any], assignment: str) -> None:
     """Carry out ``section.key=value`` in ``document``; the value is YAML, and a number picks an entry of a list.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -9,9 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from reported import FAITHFUL, FORGETFUL, told
 from retain import files, store
+from retain.commands.inspect import inspect
 from retain.report import report
 from retain.report.page import page
 from retain.run import run
@@ -93,6 +96,13 @@ def test_data_that_are_gone_are_said_to_be(finished: Path, tmp_path: Path) -> No
     finally:
         moved.rename(finished.parent / "mood.jsonl")
     assert "Their contents cannot be shown" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_runs_can_be_inspected(finished: Path) -> None:
+    output = io.StringIO()
+    inspect(finished, Console(file=output, width=120))
+    found = output.getvalue()
+    assert "ewc-lora on" in found and "00-mood" in found and found.count("yes") >= 4 and "average accuracy" in found
 
 
 def test_several_runs_stand_side_by_side_with_bounds() -> None:

@@ -10,18 +10,18 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from retain.cli import hand_on, judge, train
+from retain.cli import hand_on, judge, look, train
 
 app = typer.Typer(
     help="Fine-tune one LoRA adapter on task after task without losing the earlier ones.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 PANELS: dict[str, list[Callable[..., None]]] = {
-    "Train": [train.demo, train.plan, train.run],
-    "Judge": [judge.compare, judge.report, judge.methods],
+    "Train": [train.demo, train.init, train.plan, train.run],
+    "Judge": [judge.compare, judge.report],
+    "Look": [look.inspect, look.methods, look.doctor],
     "Hand on": [hand_on.export],
 }
 for panel, commands in PANELS.items():

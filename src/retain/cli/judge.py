@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Annotated, Any
 import typer
 import typer.core
 from rich.console import Console
-from rich.table import Table
 
 from retain.cli.arguments import ConfigFile, Overrides
 
@@ -103,28 +101,3 @@ def report(
     from retain.commands.report import report as command
 
     command(folders, to, examples, Console())
-
-
-def methods(
-    name: Annotated[str | None, typer.Argument(help="One of them: what its keywords mean.", show_default=False)] = None,
-) -> None:
-    """List the methods and the keywords that their `method:` section takes, with defaults.
-
-    Example: [cyan]retain methods ewc-lora[/]
-    """
-    from retain.methods import METHODS, method_named
-
-    console = Console()
-    if name is not None:
-        console.print(inspect.getdoc(method_named(name)), markup=False, highlight=False)
-        return
-    table = Table("method", "what it does", "keywords")
-    for known, method in METHODS.items():
-        keywords = [p for p in inspect.signature(method).parameters.values() if p.name != "model"]
-        table.add_row(
-            known,
-            (inspect.getdoc(method) or "").split("\n\n")[0].replace("\n", " "),
-            "\n".join(f"{p.name}: {'null' if p.default is None else p.default}" for p in keywords),
-        )
-    console.print(table)
-    console.print("null: left to the method. retain methods NAME says what its keywords mean.", highlight=False)

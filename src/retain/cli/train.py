@@ -29,6 +29,28 @@ def demo(
         raise typer.Exit(1)
 
 
+def init(
+    config: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The file to write.", show_default=False)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA...",
+            help="Files (.jsonl, .csv, .parquet), folders of images, or hub names.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="A hub name or a folder.", show_default=False)],
+    method: Annotated[str, typer.Option(help="As [cyan]retain methods[/] lists them.")] = "ewc-lora",
+) -> None:
+    """Write a configuration to begin with: a task for each file, columns and kind of model guessed, and said.
+
+    Example: [cyan]retain init bot.yaml --model Qwen/Qwen3-0.6B faq.jsonl sql.jsonl[/]
+    """
+    from retain.commands.init import init as command
+
+    command(config, sources, model, method, Console())
+
+
 def plan(config: ConfigFile, overrides: Overrides = None) -> None:
     """Say what a run would take before anything is loaded: bytes, steps, seconds, for every form of the Fisher.
 

@@ -1,0 +1,68 @@
+"""Commands that look at what is there."""
+
+from __future__ import annotations
+
+import inspect as signatures
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|ADAPTER|FILE",
+            help="A run, a stock adapter, a collection, or a .safetensors file.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Say what a folder or a file holds: stages and scores, layers and ranks, tensors by kind and their bytes.
+
+    Example: [cyan]retain inspect runs/bot/adapter[/]
+    """
+    from retain.commands.inspect import inspect as command
+
+    command(path, Console())
+
+
+def doctor() -> None:
+    """Check that this machine has what runs need, and say what to do where it has not.
+
+    The exit code is 1 if something is wrong.
+
+    Example: [cyan]retain doctor[/]
+    """
+    from retain.commands.doctor import doctor as command
+
+    if not command(Console()):
+        raise typer.Exit(1)
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One of them: what its keywords mean.", show_default=False)] = None,
+) -> None:
+    """List the methods and the keywords that their `method:` section takes, with defaults.
+
+    Example: [cyan]retain methods ewc-lora[/]
+    """
+    from retain.methods import METHODS, method_named
+
+    console = Console()
+    if name is not None:
+        console.print(signatures.getdoc(method_named(name)), markup=False, highlight=False)
+        return
+    table = Table("method", "what it does", "keywords")
+    for known, method in METHODS.items():
+        keywords = [p for p in signatures.signature(method).parameters.values() if p.name != "model"]
+        table.add_row(
+            known,
+            (signatures.getdoc(method) or "").split("\n\n")[0].replace("\n", " "),
+            "\n".join(f"{p.name}: {'null' if p.default is None else p.default}" for p in keywords),
+        )
+    console.print(table)
+    console.print("null: left to the method. retain methods NAME says what its keywords mean.", highlight=False)

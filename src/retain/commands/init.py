@@ -1,0 +1,137 @@
+"""``retain init``: a configuration to begin with, from files or hub names, with what was guessed said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+from rich.console import Console
+
+from retain import config as configuration
+from retain.files import write
+from retain.formats import FormatError, format_of
+from retain.mistakes import check_task_name
+from retain.sources import DataError
+from retain.yamls import flow
+
+ENDINGS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+TEXTS = ("text", "sentence", "question", "review", "content", "body", "title", "input")
+LABELS = ("label", "labels", "class", "category", "intent", "topic", "target")
+
+
+@dataclass
+class Guess:
+    """What one entry of ``tasks`` will say, the kind of model that its rows need, and how that was told."""
+
+    entry: dict[str, Any]
+    kind: str | None
+    told: list[str] = field(default_factory=list)
+
+
+def init(path: Path, sources: Sequence[str], model: str, method: str, console: Console) -> None:
+    """Write the YAML file ``path`` for tasks from ``sources``: files, folders of images, or hub names.
+
+    Raises:
+        ValueError: a file in the way, no sources, rows that fit nothing, or tasks of different kinds.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists already; choose another name or remove it")
+    guesses = [guess(source, path.parent) for source in sources]
+    kinds = {found.kind for found in guesses if found.kind}
+    if len(kinds) > 1:
+        each = ", ".join(f"{found.entry['name']}: {found.kind or 'not known'}" for found in guesses)
+        raise ValueError(f"one run has tasks of one kind, and these are of several: {each}")
+    kind = kinds.pop() if kinds else "text"
+    text = document(kind, model, method, guesses)
+    write(path, text)
+    try:
+        configuration.load(path)
+    except ValueError:
+        path.unlink()
+        raise
+    for found in guesses:
+        console.print(f"{found.entry['name']}: {'; '.join(found.told)}", highlight=False)
+    console.print(
+        f"{path}: written. Next: [cyan]retain plan {path}[/], then [cyan]retain run {path}[/]", highlight=False
+    )
+
+
+def guess(source: str, beside: Path) -> Guess:
+    """What ``source`` is: a file by its ending, a folder of images, and otherwise a name on the hub."""
+    place = Path(source)
+    name = _name(place.stem if place.exists() else source.rpartition("/")[2])
+    if place.is_dir():
+        return Guess(
+            {"name": name, "path": "imagefolder", "data_dir": _named(place, beside)}, "image", ["a folder of images"]
+        )
+    if not place.exists():
+        if place.suffix in ENDINGS:
+            raise DataError(f"{source}: no such file")
+        return Guess({"name": name, "path": source}, None, ["a name on the hub; its columns were not looked at"])
+    if place.suffix not in ENDINGS:
+        raise DataError(f"{source}: unknown ending {place.suffix!r}; known: {', '.join(ENDINGS)}")
+    kind = ENDINGS[place.suffix]
+    if not place.stat().st_size:
+        raise DataError(f"{source}: no rows")
+    rows = datasets.load_dataset(kind, data_files=str(place), split="train", streaming=True)
+    try:
+        first = next(iter(rows))
+    except (StopIteration, ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
+        raise DataError(f"{source}: no rows that can be read as {kind}: {error or 'it holds none'}") from error
+    found = Guess({"name": name, "path": kind, "data_files": _named(place, beside)}, None)
+    _columns(found, first, source)
+    return found
+
+
+def _columns(found: Guess, row: dict[str, Any], source: str) -> None:
+    """Add to ``found`` what the columns of its first ``row`` tell."""
+    columns = list(row)
+    text = next((c for c in TEXTS if isinstance(row.get(c), str)), None)
+    label = next((c for c in LABELS if isinstance(row.get(c), str | int | bool)), None)
+    if label is not None:
+        text = text or next((c for c in columns if isinstance(row[c], str) and c != label), None)
+        if text is None:
+            raise DataError(f"{source}: a label {label!r} and no column of text; columns: {', '.join(columns)}")
+        found.kind = "text"
+        found.entry |= {k: v for k, v in (("text", text), ("label", label)) if v != k}
+        found.told.append(f"text {text!r} is classified by {label!r}")
+        return
+    try:
+        form = format_of(columns, None, text or "text")
+    except FormatError as error:
+        raise DataError(f"{source}: {error}; for classification, name columns such as text and label") from None
+    found.kind = "causal-lm"
+    found.entry |= {"text": text} if form == "text" and text != "text" else {}
+    found.told.append(f"rows for a language model ({form})")
+
+
+def document(kind: str, model: str, method: str, guesses: Sequence[Guess]) -> str:
+    """The file's text: what there is to set, with a word on each, and everything else left to its default."""
+    heads = (
+        "" if kind == "causal-lm" else "heads: {learning_rate: 5.0e-3}              # a new head starts from nothing\n"
+    )
+    rate = "2.0e-4" if kind == "causal-lm" else "1.0e-3"
+    tasks = "\n".join(f"  - {flow(found.entry)}" for found in guesses)
+    return f"""# retain plan FILE, then retain run FILE; after a crash run it again: it continues. All keys: docs/cli.md
+model: {flow({"path": model} | ({} if kind == "text" else {"kind": kind}))}
+lora: {{r: 8, target_modules: all-linear}}       # -> peft.LoraConfig
+{heads}method: {flow({"name": method})}                       # `retain methods` lists the others
+training: {{learning_rate: {rate}, num_train_epochs: 3, per_device_train_batch_size: 8}}    # -> TrainingArguments
+tasks:                                         # learned in this order
+{tasks}
+"""
+
+
+def _named(place: Path, beside: Path) -> str:
+    """``place`` as a file in the folder ``beside`` names it."""
+    try:
+        return place.resolve().relative_to(beside.resolve()).as_posix()
+    except ValueError:
+        return str(place.resolve())
+
+
+def _name(text: str) -> str:
+    return check_task_name("".join(c if c.isalnum() or c in " _.+-" else "-" for c in text))

@@ -1,0 +1,88 @@
+"""A configuration to begin with: what is guessed of files, said, and checked."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from retain import config
+from retain.commands.init import init
+from streams import jsonl, rows
+
+
+def begun(path: Path, *sources: Any, model: str = "model", method: str = "ewc-lora") -> tuple[config.RunConfig, str]:
+    output = io.StringIO()
+    init(path, [str(source) for source in sources], model, method, Console(file=output, width=200))
+    return config.load(path), output.getvalue()
+
+
+def file(path: Path, *lines: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_labelled_texts(tmp_path: Path) -> None:
+    jsonl(tmp_path / "mood.jsonl", rows(["glad", "sad"]))
+    other = file(tmp_path / "sub.json", {"question": "why", "intent": "ask"})
+    settings, told = begun(tmp_path / "bot.yaml", tmp_path / "mood.jsonl", other)
+    assert [(t.name, t.path, t.text, t.label) for t in settings.tasks] == [
+        ("mood", "json", "text", "label"),
+        ("sub", "json", "question", "intent"),
+    ]
+    assert (
+        settings.model.kind == "text" and "'question' is classified by 'intent'" in told and "Next: retain plan" in told
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"prompt": "a", "completion": "b"},
+        {"instruction": "a", "output": "b"},
+        {"text": "a"},
+    ],
+)
+def test_rows_of_language_models(tmp_path: Path, row: dict[str, Any]) -> None:
+    settings, told = begun(tmp_path / "bot.yaml", file(tmp_path / "faq.jsonl", row))
+    assert settings.model.kind == "causal-lm" and "rows for a language model" in told
+
+
+def test_images_and_hub_names(tmp_path: Path) -> None:
+    (tmp_path / "birds").mkdir()
+    settings, told = begun(tmp_path / "bot.yaml", tmp_path / "birds", "someone/flowers")
+    assert settings.model.kind == "image" and [t.name for t in settings.tasks] == ["birds", "flowers"]
+    assert "not looked at" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", "no rows|Empty|empty"),
+        ("a.docx", "x", "unknown ending '.docx'; known: .json"),
+        ("a.csv", "height,label\n3,tall\n", "no column of text"),
+        ("a.csv", "height,width\n3,4\n", "fit no format"),
+    ],
+)
+def test_files_that_fit_nothing(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        begun(tmp_path / "bot.yaml", tmp_path / name)
+    assert not (tmp_path / "bot.yaml").exists()
+
+
+def test_nothing_is_overwritten_and_wrong_names_leave_nothing(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "mood.jsonl", rows(["glad", "sad"]))
+    with pytest.raises(ValueError, match="unknown method 'ewcc'"):
+        begun(tmp_path / "bot.yaml", source, method="ewcc")
+    assert not (tmp_path / "bot.yaml").exists()
+    begun(tmp_path / "bot.yaml", source)
+    with pytest.raises(ValueError, match="exists already"):
+        begun(tmp_path / "bot.yaml", source)
+    with pytest.raises(ValueError, match="several: mood: text, lm: causal-lm"):
+        begun(tmp_path / "other.yaml", source, file(tmp_path / "lm.jsonl", {"prompt": "a", "completion": "b"}))
