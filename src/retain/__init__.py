@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retain.callback import ContinualCallback
+    from retain.guard import learn_base
     from retain.hooks import attach
     from retain.lora import Site, sites
     from retain.method import Method
@@ -54,11 +55,13 @@ __all__ = [
     "attach",
     "export",
     "joined",
+    "learn_base",
     "sites",
 ]
 
 _HOMES = {
     "retain.callback": "ContinualCallback",
+    "retain.guard": "learn_base",
     "retain.hooks": "attach",
     "retain.lora": "Site sites",
     "retain.method": "Method",

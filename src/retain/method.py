@@ -33,11 +33,13 @@ class Method:
         separate: whether every task has coefficients of its own, which ``activate`` puts in place.
         cumulative: whether it trains once on all tasks' rows instead of task after task (the joint upper bound).
         keeps_rows: whether its state holds training rows of finished tasks.
+        guards: whether ``end_task`` without a training protects what the model can do as it is (``learn_base``).
         knob: the keyword that trades stability against plasticity, with values to try in ascending order, the default
             among them; None if there is none.
-        learned: the number of each finished task, by name.
+        learned: the number of each finished task, by name; -1 is what the untouched model could do (``learn_base``).
         boundary: what the last ``end_task`` measured, by name, for the record of the run.
         strength: what a nat of the total of ``predicted_rise`` weighs in ``extra_loss``.
+        first_number: of the first task; ``learn_base`` starts at -1.
         moved: of what was trained first, by name: the square of how far it moved, and on how many rows.
         trained: the names of what the latest task trained beside the adapter.
         steps: optimizer steps of the present task, for methods that draw rows in each. Whoever continues in the middle
@@ -50,10 +52,11 @@ class Method:
     separate: ClassVar[bool] = False
     cumulative: ClassVar[bool] = False
     keeps_rows: ClassVar[bool] = False
+    guards: ClassVar[bool] = False
     knob: ClassVar[tuple[str, tuple[float, ...]] | None] = None
-
     strength: float = 0.0
     extra_rows: float = 0.0
+    first_number: int = 0
 
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         self.model, self.seed = model, seed
@@ -126,7 +129,7 @@ class Method:
     def end_task(self, task: Task) -> None:
         """Measure, consolidate, remember. The function that was trained stays what it is."""
         self.trained = {name: torch.tensor(True) for name in self.beside()}
-        self.learned[task.name] = torch.tensor(1 + max((int(n) for n in self.learned.values()), default=-1))
+        self.learned[task.name] = torch.tensor(self.number)
 
     def compare_movement(self, squares: Mapping[str, float], task: Task) -> None:
         """Warn if ``task`` has hardly moved the weights, compared with the first task, when nothing held them yet.
@@ -138,9 +141,9 @@ class Method:
             task: the one just trained on.
         """
         rows = len(task.order())
-        if not self.learned:
+        if not self.number:
             self.moved = {name: torch.tensor([square, rows]) for name, square in squares.items()}
-        if not self.learned or not self.moved or not any(float(first[0]) for first in self.moved.values()):
+        if not self.number or not self.moved or not any(float(first[0]) for first in self.moved.values()):
             return
         first = math.fsum(float(square) for square, _ in self.moved.values()) ** 0.5
         moved = math.fsum(squares.values()) ** 0.5
@@ -180,8 +183,13 @@ class Method:
 
     @property
     def boundary_seed(self) -> int:
-        """A function of the seed and the number of learned tasks."""
-        return hash((self.seed, len(self.learned))) % 2**63
+        """A function of the seed and the number of the task at hand."""
+        return hash((self.seed, self.number)) % 2**63
+
+    @property
+    def number(self) -> int:
+        """Of the task at hand: how many were trained before it."""
+        return max((int(n) + 1 for n in self.learned.values()), default=self.first_number)
 
     def drawn(self, count: int, size: int) -> Tensor:
         """``size`` of the numbers below ``count`` in ascending order, or all: a function of boundary and step."""
@@ -189,10 +197,10 @@ class Method:
         return torch.randperm(count, generator=generator)[:size].sort().values
 
     def fold(self, rank: int | None) -> None:
-        """Fold every site (see ``Site.fold``) and report the largest relative error of a weight change that was cut."""
-        generator = self.generator()
-        errors = [site.fold(generator, rank) for site in self.sites.values()]
-        self.boundary["fold_error"] = max(errors)
+        """Fold every site (see ``Site.fold``) but an untrained one, and report the largest relative error of a cut."""
+        generator, trained = self.generator(), self.number >= 0 or any(site.B.any() for site in self.sites.values())
+        errors = [site.fold(generator, rank) for site in self.sites.values() if trained]
+        self.boundary["fold_error"] = max(errors, default=0.0)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything kept between tasks but the present adapter, flat: the past of every site and what ``STATE`` names.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -192,6 +193,20 @@ class _Scaled:
 
     def __getitem__(self, rows: slice) -> Tensor:
         return self.matrix[rows] * self.factors[rows, None]
+
+
+def seeing(sites: Mapping[str, Site], parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """``parameters`` without factors A beside B = 0, whose gradient is zero whatever the rows; warn of these."""
+    still = {id(p) for s in sites.values() if not s.B.any() for p in s.layer.lora_A[s.adapter].parameters()}
+    seen = {name: p for name, p in parameters.items() if id(p) not in still}
+    if blind := len(parameters) - len(seen):
+        warnings.warn(
+            f"half blind: where B is zero the gradient of A is too, so that {blind} of {len(parameters)} protected "
+            "tensors have no importance here, and what moves them is not held. ewc-lora, and dwd with protect: update, "
+            "measure the weight change itself, which has one",
+            stacklevel=4,
+        )
+    return seen
 
 
 def _parts(things: Mapping[str, Any], size: int | None) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from retain.fisher.estimate import check_traces
 from retain.fisher.forms import FORMS
 from retain.fisher.forms.form import check_count
 from retain.fisher.running import Running, part_of, probes
-from retain.fisher.springs import Protect, Springs
+from retain.fisher.springs import Protect, Springs, seeing
 from retain.grouping import Assign, Units, group_factors, signatures, spectral_groups
 from retain.method import Method, check_strength, faded
 from retain.mistakes import Within
@@ -72,6 +72,7 @@ class DWD(Method):
     """
 
     STATE = ("fisher", "anchor", "members", "factors", "nodes", "moved", "trained")
+    guards = True
     FISHER: dict[str, Any] = {"form": "diagonal", "samples": 1000}
     knob = ("strength", (1e1, 1e2, 1e3, 1e4, 1e5))
 
@@ -191,7 +192,7 @@ class DWD(Method):
             self.fisher[name] = self.decay * self.fisher[name] + new if name in self.fisher else new
             if self.graph == "fisher":
                 node.setdefault("fisher", {})[name] = new.clone()
-        check_traces(traces, self.springs.names)
+        check_traces(traces, [*self.springs.updates, *seeing(self.sites, self.springs.parameters)])
         if self._start:
             self.compare_movement(self.springs.moved(self._start), task)
         self.anchor = self.springs.here()

@@ -68,6 +68,7 @@ class EBLoRA(Method):
     """
 
     STATE = ("bases", "trained")
+    guards = True
     knob = ("energy", (0.8, 0.9, 0.95, 0.99, 0.999))
 
     def __init__(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from retain.fisher.choice import choose
 from retain.fisher.estimate import sweep_parameters
 from retain.fisher.forms import FORMS
+from retain.fisher.springs import seeing
 from retain.method import Method, check_strength, faded
 from retain.mistakes import Within
 from retain.task import Task, precise
@@ -45,6 +46,7 @@ class EWC(Method):
     """
 
     STATE = ("fisher", "anchor", "constant", "level", "moved")
+    guards = True
     FISHER: dict[str, Any] = {"form": "diagonal", "samples": 1000}
     needs_adapter = False
     knob = ("strength", (1e1, 1e2, 1e3, 1e4, 1e5))
@@ -104,7 +106,8 @@ class EWC(Method):
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
-        fresh, tally = sweep_parameters(self.model, self.parameters, task, seed=self.boundary_seed, **self.choice.sweep)
+        seen = seeing(self.sites, self.parameters)
+        fresh, tally = sweep_parameters(self.model, seen, task, seed=self.boundary_seed, **self.choice.sweep)
         self.boundary = {"rows": tally.looked, "examples": tally.examples}
         self.boundary["bytes"] = sum(new.nbytes for new in fresh.values())
         if math.isfinite(tally.error):

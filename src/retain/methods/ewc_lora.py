@@ -66,6 +66,7 @@ class EWCLoRA(Method):
     """
 
     STATE = ("fisher", "anchor", "springs", "sketches", "moved", "trained")
+    guards = True
     knob = ("strength", (1.0, 3.0, 10.0, 30.0, 100.0))
     FISHER: dict[str, Any] = {"form": "kronecker", "samples": 1000, "sketches": None}
 
@@ -224,9 +225,8 @@ class EWCLoRA(Method):
                 f"the state {'has' if 'anchor' in kept else 'lacks'} anchors: its mode was not {self.mode!r}"
             )
         for _, name in (path for path in paths if path[0] == "springs"):
-            if missing := {"fisher", "anchor"} - {
-                key.split("/")[2] for key in state if key.startswith(f"springs/{name}/")
-            }:
+            parts = {key.split("/")[2] for key in state if key.startswith(f"springs/{name}/")}
+            if missing := {"fisher", "anchor"} - parts:
                 raise ValueError(f"the state has a spring of {name} without its {min(missing)}")
         super().load_state_dict(state)
 

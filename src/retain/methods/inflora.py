@@ -53,6 +53,7 @@ class InfLoRA(Method):
     """
 
     STATE = ("bases", "trained")
+    guards = True
     knob = ("energy", (0.6, 0.85, 0.95, 0.985, 0.995))
 
     def __init__(
@@ -156,7 +157,7 @@ class InfLoRA(Method):
         """The share that F is to hold of the task at hand."""
         if self.energy_end is None or self.tasks is None:
             return self.energy
-        return self.energy + (self.energy_end - self.energy) * min(1.0, len(self.learned) / self.tasks)
+        return self.energy + (self.energy_end - self.energy) * min(1.0, max(0, self.number) / self.tasks)
 
     def _measured(self, task: Task) -> dict[str, Tensor]:
         """C of every site that has a part in the loss, in float32 at least."""

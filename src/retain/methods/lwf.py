@@ -34,6 +34,7 @@ class LwF(Method):
     """
 
     STATE = ("groups",)
+    guards = True
     needs_adapter = False
     knob = ("weight", (0.1, 0.3, 1.0, 3.0, 10.0))
 

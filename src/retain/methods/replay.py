@@ -55,6 +55,7 @@ class Replay(Method):
     """
 
     STATE = ("numbers", "inputs", "outputs", "groups")
+    guards = True
     needs_adapter = False
     keeps_rows = True
     knob = ("weight", (0.1, 0.3, 1.0, 3.0, 10.0))
