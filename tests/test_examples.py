@@ -66,6 +66,16 @@ def test_the_stream_is_a_configuration_of_files_that_are_there():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "steps"), [("poses", 60), ("diffusion", 25)])
+def test_what_has_no_logits(name, steps, example):
+    """Rows: before, and after each task; columns: errors or losses of the tasks."""
+    found = example(name).main(steps, pretraining=3 * steps)
+    plain, ewc = found["sequential"], found["ewc-lora"]
+    assert plain[:2] == ewc[:2] and plain[1][0] < plain[0][0]  # until the first boundary both are the same
+    assert ewc[2][0] - ewc[1][0] < 0.8 * (plain[2][0] - plain[1][0])
+
+
+@pytest.mark.slow
 def test_mnist(example, tmp_path):
     mnist = example("mnist")
     if missing := [name for name in mnist.NAMES if not Path(mnist.CACHE, name).expanduser().is_dir()]:
