@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint types test check slow demo format clean
+.PHONY: help install lint types test check slow demo docs format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		"retain needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -c constraints.txt -e ".[demo,vision,dev]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[demo,vision,dev,docs]"
 	@touch $@
 
 lint: $(INSTALLED)  ## Check style and formatting with ruff
@@ -38,6 +38,9 @@ slow: $(INSTALLED)  ## The tests that train for longer or read real data
 
 demo: $(INSTALLED)  ## A stream of real tasks under three methods; QUICK=1 for the short one
 	$(BIN)/retain demo $(if $(QUICK),--quick)
+
+docs: $(INSTALLED)  ## The pages as a site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(INSTALLED)  ## Let ruff fix and format everything
 	$(BIN)/ruff check --fix .
