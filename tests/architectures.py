@@ -155,7 +155,7 @@ def denoised(model: Any, row: Batch) -> tuple[Tensor, Tensor]:
     """sqrt(a) x + sqrt(1 - a) noise, the noise and its time drawn by the row's number."""
     clean, one = row["sample"], torch.ones(1, dtype=torch.bool)
     time = (Draws(row["row"], 0).uniform(one) * 50).long()
-    noise = Draws(row["row"], 1).normal(torch.ones_like(clean, dtype=torch.bool)).to(clean).view_as(clean)
+    noise = Draws(row["row"], 1).normal(torch.ones_like(clean, dtype=torch.bool), clean).view_as(clean)
     a = scheduler().alphas_cumprod[time].to(clean).view(-1, 1, 1, 1)
     named = {key: v for key, v in row.items() if key not in ("sample", "row")}
     return model(a.sqrt() * clean + (1 - a).sqrt() * noise, time, **named).sample[:, :1], noise

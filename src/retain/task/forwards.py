@@ -51,7 +51,7 @@ class NoisePrediction:
             return torch.randint(steps, (len(clean),), device=clean.device), torch.randn_like(clean)
         one, every = (torch.ones(shape, dtype=torch.bool, device=clean.device) for shape in (len(clean), clean.shape))
         time = (Draws(rows, self.seed).uniform(one) * steps).long()
-        return time, Draws(rows, self.seed + 1).normal(every).to(clean).reshape(clean.shape)
+        return time, Draws(rows, self.seed + 1).normal(every, clean).reshape(clean.shape)
 
     def _target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         kind = self.scheduler.config.prediction_type

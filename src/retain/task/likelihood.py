@@ -29,9 +29,9 @@ class Draws:
         """(U,) numbers in [0, 1), one for each of the U targets that ``used`` (N, ...) marks."""
         return (self._words(used, 1)[:, 0] & 0xFFFFFF) / float(1 << 24)
 
-    def normal(self, used: Tensor) -> Tensor:
-        """(U,) standard normal numbers, one for each of the U targets that ``used`` (N, ...) marks."""
-        return torch.erfinv(1 - 2 * self.uniform(used).clamp(1e-6, 1 - 1e-6)) * 2**0.5
+    def normal(self, used: Tensor, like: Tensor) -> Tensor:
+        """(U,) standard normal numbers of the type of ``like``, one for each target that ``used`` (N, ...) marks."""
+        return torch.erfinv(1 - 2 * self.uniform(used).to(like).clamp(1e-6, 1 - 1e-6)) * 2**0.5
 
     def signs(self, used: Tensor, classes: int) -> Tensor:
         """(U, classes) of +1 and -1 in int8, a row of them for each target that ``used`` (N, ...) marks."""
@@ -177,7 +177,7 @@ class SquaredError:
             rows = each.reshape(len(mean), -1)[:, 0]
             yield draws.signs(rows, mean[0].numel()).to(mean).reshape(mean.shape)
         elif labels == "sample":
-            yield draws.normal(each).to(mean).reshape(mean.shape)
+            yield draws.normal(each, mean).reshape(mean.shape)
         else:
             for direction in torch.eye(mean[0].numel(), device=mean.device, dtype=mean.dtype):
                 yield direction.reshape(mean[0].shape).expand(mean.shape)
