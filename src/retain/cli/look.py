@@ -30,6 +30,19 @@ def inspect(
     command(path, Console())
 
 
+def schema() -> None:
+    """Print the configuration as JSON Schema, for editors that complete and check YAML.
+
+    Example: [cyan]retain schema > retain.schema.json[/], and in the first line of
+    the file [cyan]# yaml-language-server: $schema=retain.schema.json[/]
+    """
+    import json
+
+    from retain.commands.schema import schema as command
+
+    print(json.dumps(command(), indent=1))
+
+
 def doctor() -> None:
     """Check that this machine has what runs need, and say what to do where it has not.
 
