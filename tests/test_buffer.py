@@ -31,6 +31,7 @@ def test_choosing_among_what_was_chosen_is_choosing_among_all_rows_ever_seen(bal
     assert len(set(tasks[kept].bincount().tolist())) == (1 if balanced else 3)
 
 
+@pytest.mark.slow
 def test_one_cell_is_a_reservoir():
     """Every row of 20 is kept in a quarter of the draws, and no pair more often than another."""
     draws = torch.zeros(2000, 20)

@@ -31,6 +31,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
     return load_example
 
 
+@pytest.mark.slow
 def test_functions(example, tmp_path):
     figure = tmp_path / "functions.png"
     errors = example("functions").main(steps=60, output=figure)
@@ -41,6 +42,7 @@ def test_functions(example, tmp_path):
     assert errors["EWC"] != errors["Online EWC"]
 
 
+@pytest.mark.slow
 def test_regimes(example, tmp_path):
     figure = tmp_path / "regimes.png"
     nobody, sequential, share = example("regimes").main(steps=150, output=figure).values()

@@ -111,6 +111,7 @@ def read_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[
     return {name: (here[name], load_file(root / name / "logits.safetensors")["logits"]) for name in SAVED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAVED)
 def test_a_clean_process_reads_what_was_saved(name: str, read_elsewhere: Any) -> None:
     close(*read_elsewhere[name])

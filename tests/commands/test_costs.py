@@ -170,7 +170,7 @@ LARGE = {  # docs/fisher.md, "How large": GiB of F in fp32, MiB of an adapter of
 }
 
 
-@pytest.mark.parametrize("name", ["0.5B", "8B", pytest.param("70B", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["0.5B", *(pytest.param(size, marks=pytest.mark.slow) for size in ("8B", "70B"))])
 def test_large_models_take_what_the_docs_say_and_nothing_here(name: str, tmp_path: Path) -> None:
     build, shape, targets, gibibytes, mebibytes = LARGE[name]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

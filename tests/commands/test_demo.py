@@ -59,7 +59,7 @@ def tiny(bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "stream", shorter)
 
 
-@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_it_runs_every_method_and_keeps_the_verdict(
     quick: bool, tiny: None, tmp_path: Path, in_process: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:

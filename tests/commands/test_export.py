@@ -36,6 +36,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
     return {name: t.numpy().tobytes() for name, t in load_file(folder / "adapter_model.safetensors").items()}
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_a_clean_process_sees(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

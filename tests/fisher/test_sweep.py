@@ -126,6 +126,7 @@ def tally(model, worth, **options):
     return Sweep(model, rows(), batch_size=200, **options).run(*(Sites({"": model}, Unkept, worth) for _ in range(2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [40, 150, None])
 @pytest.mark.parametrize("labels", ["mixture", "sample", "data"])
 def test_the_error_is_the_spread_over_seeds(fitted, directions, labels, samples):

@@ -56,7 +56,13 @@ def test_on_the_update_it_is_then_ewc_lora_with_a_diagonal_to_the_bit():
 
 
 @pytest.mark.parametrize(
-    "parts", [{"running": 0.9, "every": 1}, {"groups": 2}, {"graph": "fisher"}, {"graph": "features"}]
+    "parts",
+    [
+        {"running": 0.9, "every": 1},
+        pytest.param({"groups": 2}, marks=pytest.mark.slow),
+        {"graph": "fisher"},
+        pytest.param({"graph": "features"}, marks=pytest.mark.slow),
+    ],
 )
 def test_each_part_changes_what_is_learned(parts):
     plain, with_part = (learned(A, B, C, **PLAIN | more) for more in ({}, parts))

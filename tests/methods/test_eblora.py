@@ -44,7 +44,16 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "steps"), [("AdamW", 1000), ("SGD", 100), ("RMSprop", 100), ("Adafactor", 100)])
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("AdamW", 100),
+        pytest.param("AdamW", 1000, marks=pytest.mark.slow),
+        ("SGD", 100),
+        ("RMSprop", 100),
+        ("Adafactor", 100),
+    ],
+)
 def test_any_optimizer_stays_on_the_manifold_whatever_the_gradients(name: str, steps: int) -> None:
     method = EBLoRA(tiny_mlp(), energy=0.5)
     fit(method, vectors("first"))

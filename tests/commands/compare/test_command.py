@@ -90,7 +90,7 @@ def test_nothing_is_run_twice(tmp_path: Path) -> None:
     assert not set(before) & set(names(started))
 
 
-@pytest.mark.parametrize("call", [1, 2, 4, 6])
+@pytest.mark.parametrize("call", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 6))])
 def test_a_comparison_that_was_stopped_goes_on_where_it_was(call: int, tmp_path: Path) -> None:
     config, out = stream(tmp_path / "x"), quiet()
     whole, all_of_it = starter(best_at_100)

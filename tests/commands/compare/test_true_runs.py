@@ -45,6 +45,7 @@ def tiny(bert: str, tmp_path: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_no_test_row_is_read_before_the_choice_is_made(tiny: dict[str, Any], tmp_path: Path) -> None:
     files, output = [tmp_path / f"{name}-test.jsonl" for name in ("mood", "sport")], tmp_path / "out"
     contents = [file.read_text() for file in files]
