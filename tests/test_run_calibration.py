@@ -89,7 +89,7 @@ def test_a_run_shows_what_was_foreseen_and_keeps_rows_of_the_last_stage_only(ber
     run(config, console)
     text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert re.search(r"their test loss in nats an example (rose|changed) by .*; foreseen ", text)
-    assert [p.parent.parent.name for p in Path(config.output).rglob("losses.safetensors")] == ["01-sport"]
+    assert [p.parent.parent.name for p in Path(config.output).rglob("state/method.safetensors")] == ["01-sport"]
 
 
 def test_boundaries_are_recorded(bert: str, tmp_path: Path) -> None:

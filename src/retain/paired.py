@@ -52,3 +52,24 @@ def interval(differences: ArrayLike, *, level: float = 0.95, seed: int = 0) -> t
     means = np.take_along_axis(values, drawn, axis=0).mean(0)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def lost(
+    then: ArrayLike, now: ArrayLike, *, relative: bool, level: float = 0.95, replicates: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """How far the mean of ``now`` lies below that of ``then``, both (n,) scores of the same rows, and its interval.
+
+    Percentile interval over rows, drawn in pairs; it says nothing of other seeds. ``relative``: as a share of the mean
+    of ``then``, NaN where that is not positive in some draw.
+
+    Returns:
+        (loss, low, high).
+    """
+    rows = np.stack([np.asarray(then, dtype=np.float64), np.asarray(now, dtype=np.float64)])
+    means = resample([rows], replicates=replicates, seed=seed)[:, :, 0]
+    means = np.concatenate([rows.mean(1)[None], means])
+    fall = means[:, 0] - means[:, 1]
+    if relative:
+        fall = fall / np.where(means[:, 0] > 0, means[:, 0], np.nan)
+    low, high = np.quantile(fall[1:], [(1 - level) / 2, (1 + level) / 2])
+    return float(fall[0]), float(low), float(high)

@@ -138,10 +138,10 @@ def _save(shop: Workshop, stage: Stage, scores: dict[str, Score], found: dict[st
         shop.write_adapter(stage.folder / "adapter")
         store.write_tensors(stage.folder / MODEL, adapter_parameters(shop.model))
         store.write_tensors(stage.folder / METHOD, state := shop.method.state_dict())
-        store.write_tensors(stage.folder / LOSSES, row_losses(scores))
         sizes = {"adapter": store.size(stage.folder / "adapter"), "state": store.size(stage.folder / METHOD)}
         found["bytes"] = sizes | {"kinds": store.by_kind(state)}
         shutil.rmtree(stage.folder / "trainer", ignore_errors=True)
+    store.write_tensors(stage.folder / LOSSES, row_losses(scores))
     store.write_json(stage.folder / "scores.json", found)
     store.close(stage.folder)
 

@@ -20,7 +20,7 @@ from retain.lora import adapter_parameters
 from retain.method import Method
 from retain.task import Task, joined
 
-MODEL, METHOD, LOSSES = "state/model.safetensors", "state/method.safetensors", "state/losses.safetensors"
+MODEL, METHOD, LOSSES = "state/model.safetensors", "state/method.safetensors", "losses.safetensors"
 
 
 @dataclass(frozen=True)

@@ -101,3 +101,27 @@ def report(
     from retain.commands.report import report as command
 
     command(folders, to, examples, Console())
+
+
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    max_forgetting: Annotated[
+        str,
+        typer.Option(
+            help="Of every task: a share of its score ([cyan]2%[/]), points of it ([cyan]0.02[/]), or a rise of its "
+            "loss ([cyan]0.05nats[/])."
+        ),
+    ] = "2%",
+) -> None:
+    """Say of every task of a run whether it was forgotten: exit code 0 if not, 2 if it was, 1 for an error.
+
+    A task is compared with itself right after it was learned. Too much is lost only where the whole 95 % interval
+    over its test rows is beyond the bound; where it is on both sides, they cannot tell, and the exit code is 0.
+
+    Example: [cyan]retain check runs/bot --max-forgetting 2%[/]
+    """
+    from retain.commands.check import Bound
+    from retain.commands.check import check as command
+
+    if not command(folder, Bound.parse(max_forgetting), Console()):
+        raise typer.Exit(2)
