@@ -7,6 +7,7 @@ classes with a small ViT that this file trains on MNIST first. A head for each t
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -91,12 +92,39 @@ def fashion(seed: int, rows: int = 500, held_out: int = 600) -> Stream:
         parts.append((x_test[there], y_test[there]))
         splits.append([{"pixel_values": pixels, "labels": labels} for pixels, labels in parts])
     tasks, validation = _tasks([f"fashion-{i}" for i in range(5)], splits, [2] * 5)
+    return Stream(tasks, validation, _small_vit(5), 2e-3, 5e-3, 3, 16, 1000)
+
+
+def pairs(seed: int, count: int = 20, rows: int = 100, tested: int = 100, scored: str = "test") -> Stream:
+    """``count`` of the 45 pairs of Fashion-MNIST's classes, in an order that all seeds share; see ``fashion``.
+
+    With ``scored`` "validation" the test rows are ``tested`` more of the training split.
+    """
+    x, y = images("fashion-mnist", "train")
+    x_test, y_test = (x, y) if scored == "validation" else images("fashion-mnist", "t10k")
+    every = list(itertools.combinations(range(10), 2))
+    chosen = [every[i] for i in np.random.default_rng(0).permutation(len(every))[:count]]
+    generator, splits = np.random.default_rng(seed), []
+    for pair in chosen:
+        there = [(labels[:, None] == torch.tensor(pair)).any(1).nonzero()[:, 0].numpy() for labels in (y, y_test)]
+        mine = generator.permutation(there[0])
+        test = mine[rows:] if scored == "validation" else np.random.default_rng(0).permutation(there[1])
+        parts = [(x, y, mine[:rows]), (x, y, mine[rows : 2 * rows]), (x_test, y_test, test[:tested])]
+        splits.append([{"pixel_values": px[i], "labels": (ls[i] == pair[1]).long()} for px, ls, i in parts])
+    for number, split in enumerate(splits):
+        for part in split:
+            part["labels"] += 2 * number
+    tasks, validation = _tasks([f"{a}-{b}" for a, b in chosen], splits, [2] * count)
+    return Stream(tasks, validation, _small_vit(count), 2e-3, 5e-3, 3, 16, tested)
+
+
+def _small_vit(tasks: int) -> Callable[..., Any]:
     folder = vit("small-vit-mnist", 4, 96, 4, rows=5000, epochs=6, batch_size=64, learning_rate=1e-3)
 
     def model(seed: int, **lora: Any) -> Any:
-        return load_model(str(folder), "image", [2] * 5, LORA | lora, seed=seed)
+        return load_model(str(folder), "image", [2] * tasks, LORA | lora, seed=seed)
 
-    return Stream(tasks, validation, model, 2e-3, 5e-3, 3, 16, 1000)
+    return model
 
 
 STREAMS = {"text": text, "fashion": fashion}

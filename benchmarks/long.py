@@ -1,0 +1,159 @@
+"""Twenty tasks: what drifts in a long stream, and what each part of DWD adds to Online EWC.
+
+    python -m benchmarks.long --seeds 0 1 2
+
+Twenty of the 45 pairs of Fashion-MNIST's classes, a head each, on the small ViT of ``streams``; the task is known. One
+strength, chosen for Online EWC on validation rows under a seed of its own, holds for all its kin, DWD included, whose
+penalties share their unit. All other keywords are defaults. After every task: accuracy on all tasks so far, bytes kept,
+the rank of the past, and what the boundary says (the Fisher's trace, directions taken). Writes
+benchmarks/results/long-SEED.json; run again to continue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.fisher import machine, versions
+from benchmarks.streams import Stream, pairs
+from benchmarks.training import fit, outcome, scores, share
+from retain import METHODS, Method, store
+
+RESULTS = Path(__file__).parent / "results"
+STRENGTHS = (1e2, 1e3, 1e4, 1e5)
+APART = 1000  # from the seeds that are reported to the one that chooses
+ONLINE: dict[str, Any] = {"running": None, "groups": 1, "graph": None}  # DWD without its parts
+PARTS: dict[str, dict[str, Any]] = {"running": {"running": 0.9}, "groups": {"groups": 4}, "graph": {"graph": "fisher"}}
+ABLATION = {
+    "DWD: " + (" + ".join(parts) or "none of its parts"): (
+        "dwd",
+        ONLINE | dict(_ for p in parts for _ in PARTS[p].items()),
+    )
+    for count in range(4)
+    for parts in itertools.combinations(PARTS, count)
+}
+CELLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Online EWC": ("ewc", {"decay": 1.0}),
+    **ABLATION,
+    "sequential": ("sequential", {}),
+    "EWC": ("ewc", {}),
+    "EWC-LoRA": ("ewc-lora", {}),
+    "EWC-LoRA, decay 0.9": ("ewc-lora", {"decay": 0.9}),
+    "EBLoRA": ("eblora", {}),
+    "InfLoRA": ("inflora", {}),
+    "O-LoRA": ("olora", {}),
+    "SD-LoRA": ("sdlora", {}),
+    "Share": ("share", {}),
+    "replay": ("replay", {}),
+    "LwF": ("lwf", {}),
+    "per-task": ("per-task", {}),
+    "sequential, past of rank 32": ("sequential", {"mode": "merge", "rank": 32}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    strength = chosen(RESULTS / "long-strength.json")
+    for seed in options.seeds:
+        study(seed, options.cells, strength, RESULTS / f"long-{seed}.json")
+    show([row for path in sorted(RESULTS.glob("long-[0-9]*.json")) for row in store.read_json(path)["rows"]])
+
+
+def chosen(path: Path) -> float:
+    """The strength under which Online EWC ends highest on validation rows; of equal ones the weakest."""
+    tried = {float(k): v for k, v in store.read_json(path)["accuracy"].items()} if path.exists() else {}
+    for strength in [value for value in STRENGTHS if value not in tried]:
+        stream = pairs(APART, scored="validation")
+        tried[strength] = measure(stream, "ewc", {"decay": 1.0, "strength": strength}, APART)["scores"]["final"]
+        print(f"Online EWC, strength {strength:g}: {tried[strength]:.3f} of the validation rows", flush=True)
+        store.write_json(
+            path, {"method": "Online EWC", "seed": APART, "accuracy": {f"{k:g}": v for k, v in tried.items()}}
+        )
+    return max(STRENGTHS, key=lambda value: (tried[value], -value))
+
+
+def study(seed: int, cells: list[str], strength: float, path: Path) -> None:
+    """The cells under one seed that ``path`` lacks, each written when it is done."""
+    rows = store.read_json(path)["rows"] if path.exists() else []
+    done, stream = {row["cell"] for row in rows}, pairs(seed)
+    for cell in [cell for cell in cells if cell not in done]:
+        name, keywords = CELLS[cell]
+        given = keywords | ({"strength": strength} if name in ("ewc", "dwd") else {})
+        row = {"cell": cell, "seed": seed, "method": name, "keywords": given} | measure(stream, name, given, seed)
+        rows.append(row)
+        document = {"command": "python -m benchmarks.long", "machine": machine(), "versions": versions()}
+        store.write_json(path, document | {"tasks": [task.name for task in stream.tasks], "rows": rows})
+        print(seed, cell, {k: round(v, 3) for k, v in row["scores"].items()}, row["seconds"], flush=True)
+
+
+def measure(stream: Stream, name: str, keywords: dict[str, Any], seed: int) -> dict[str, Any]:
+    """One run through all tasks."""
+    begin = time.process_time()
+    model = stream.model(seed)
+    method = METHODS[name](model, **keywords, seed=seed)
+    table, after, boundary_seconds = [], [], []
+    for number, task in enumerate(stream.tasks):
+        method.activate(None)
+        fit(model, stream, number, [method], seed)
+        start = time.process_time()
+        method.end_task(task)
+        boundary_seconds.append(time.process_time() - start)
+        table.append(accuracies(method, stream, number + 1))
+        after.append(dict(method.boundary) | kept(method))
+    whole = [row + [float("nan")] * (len(stream.tasks) - len(row)) for row in table]
+    return {
+        "scores": scores(whole),
+        "table": table,
+        "after": after,
+        "seconds": round(time.process_time() - begin, 1),
+        "seconds_per_boundary": round(float(np.mean(boundary_seconds)), 2),
+    }
+
+
+def accuracies(method: Method, stream: Stream, learned: int) -> list[float]:
+    """On the test rows of the tasks learned so far, the task known."""
+    found = []
+    for task in stream.tasks[:learned]:
+        method.activate(task.name)
+        found.append(share(outcome(method.model, task, task.test[0])[1]))
+    return found
+
+
+def kept(method: Method) -> dict[str, float]:
+    """Bytes beyond the adapter, and the rank of the past (the largest over layers)."""
+    return {
+        "state_bytes": sum(t.nbytes for t in method.state_dict().values()),
+        "past_rank": max(len(site.past[1]) for site in method.sites.values()),
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Means and standard deviations over seeds; what is kept, of the first seed."""
+    columns = ("final", "learned", "forgetting", "trace after 1, 5, 10, 20 tasks", "KiB kept", "past rank", "seeds")
+    table = Table("", *columns)
+    for cell in [cell for cell in CELLS if any(row["cell"] == cell for row in rows)]:
+        mine = [row for row in rows if row["cell"] == cell]
+        found = [[row["scores"][key] for row in mine] for key in columns[:3]]
+        numbers = [f"{np.mean(f):.3f}" + (f" ± {np.std(f, ddof=1):.3f}" if len(f) > 1 else "") for f in found]
+        after = [mine[0]["after"][i] for i in (0, 4, 9, 19)]
+        traces = " ".join(f"{one['trace']:.3g}" for one in after if "trace" in one)
+        sizes = [" ".join(f"{one['state_bytes'] / 1024:.0f}" for one in after), str(after[-1]["past_rank"])]
+        table.add_row(cell, *numbers, traces, *sizes, str(len(mine)))
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()
