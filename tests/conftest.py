@@ -100,3 +100,16 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(store.subprocess, "run", simulate)
     return commands
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a two-layer causal language model and a tokenizer of the words of ``streams``, with a template."""
+    from models import bare_llama
+    from streams import chat_tokenizer
+
+    folder, tokenizer = str(tmp_path_factory.mktemp("llama")), chat_tokenizer()
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    bare_llama(vocab_size=len(tokenizer), initializer_range=LEARNS_FAST, **ids).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -61,7 +61,7 @@ def test_what_is_left_out_has_a_default() -> None:
     run = parse(LEAST)
     assert run == parse(LEAST | {"training": None, "lora": None, "heads": {}})
     assert run.lora == {"r": 8, "target_modules": "all-linear"} and run.method["name"] == "ewc-lora"
-    assert (run.evaluation.batch_size, run.scenario, run.heads.learning_rate) == (64, "task", None)
+    assert (run.scored_at_once, run.scenario, run.heads.learning_rate) == (64, "task", None)
     task = run.tasks[0]
     assert (task.text, task.image, task.label, task.test_fraction) == ("text", "image", "label", 0.2)
 

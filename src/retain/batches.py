@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor
 
-from retain.task import IGNORED
+from retain.task import IGNORED, Task, evaluating, forward
 
 Row = Mapping[str, Sequence[int]]
+
+CHECKED, LEAK = 32, 1e-3  # tokens of a row that packing is tried on; share of their loss that it may change
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,35 @@ def packed(rows: Sequence[Row]) -> dict[str, Any]:
         "labels": torch.tensor([[label for row in labels for label in row]]),
         "use_cache": False,
     }
+
+
+def tokens_of(task: Task) -> float:
+    """Target tokens of a training row of ``task``, on average; 1 if its rows are not sequences."""
+    rows = task.train
+    if not isinstance(rows, datasets.Dataset) or not isinstance(rows[0].get("labels"), list):
+        return 1.0
+    return sum(sum(label != IGNORED for label in labels[1:]) for labels in rows["labels"]) / len(rows)
+
+
+@torch.no_grad()
+def check_packing(model: Any, task: Task) -> None:
+    """See that two rows of ``task`` have the same loss end to end as each alone.
+
+    Raises:
+        ValueError: they have not.
+    """
+    tokens = [task.train[i]["input_ids"][:CHECKED] for i in (0, len(task.train) - 1)]
+    rows, device = [{"input_ids": ids, "labels": ids} for ids in tokens], next(model.parameters()).device
+
+    def lost(*rows: Row) -> float:
+        batch = packed(rows)
+        on_device = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.items()}
+        return float(task.loss.nll(*forward(model, on_device)).sum())
+
+    with evaluating(model):
+        alone, together = sum(map(lost, rows)), lost(*rows)
+    if abs(alone - together) > LEAK * alone:
+        raise ValueError(
+            f"packing: two rows have a loss of {alone:.4f} apart and of {together:.4f} end to end: this model "
+            "lets packed rows see each other (its attention does not follow position_ids); train without packing"
+        )

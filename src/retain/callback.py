@@ -25,8 +25,12 @@ class ContinualCallback(TrainerCallback):
     bit, so it is written beside them, and read when Trainer continues. So is what a method measures while it trains.
     """
 
-    def __init__(self, method: Method) -> None:
-        self.method = method
+    def __init__(self, method: Method, tokens: float = 1.0) -> None:
+        """``tokens``: target tokens of an example, on average, where the training loss is a mean over tokens.
+
+        An extra loss that is ``strength`` times a rise in nats per example is divided by it: both are in one unit.
+        """
+        self.method, self.share = method, 1 / tokens if method.strength else 1.0
         self.handles: list[Any] = []
         self.scaler: Any = None
 
@@ -49,6 +53,7 @@ class ContinualCallback(TrainerCallback):
             self.method.steps = state.global_step
         loss = self.method.extra_loss()
         if isinstance(loss, Tensor):
+            loss = loss * self.share if self.share != 1 else loss
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -53,6 +53,11 @@ class RunConfig(Section):
     split_seed: Seed | None = None
 
     @property
+    def scored_at_once(self) -> int:
+        """Rows of a batch that is scored."""
+        return self.evaluation.batch_size or (8 if self.model.kind == "causal-lm" else 64)
+
+    @property
     def rows_seed(self) -> int:
         """The seed of subsets and of rows that are held out."""
         return self.seed if self.split_seed is None else self.split_seed

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from retain.method import Method
-from retain.task import Task, evaluating, on_device, rows_of
+from retain.task import IGNORED, Task, evaluating, on_device, rows_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Score:
         correct_unknown: the same, the task unknown: all classes seen so far compete. None if tasks own no classes.
         task_found: 1 or 0 for each row: the winning class belongs to the right task. None if tasks own no classes.
         losses: the loss of each row (n,), whose mean ``loss`` is. None if it was not kept.
+        tokens: the number of target tokens of each row (n,), that its loss is a sum over. None if not sequences.
     """
 
     n: int
@@ -33,6 +34,7 @@ class Score:
     correct_unknown: Tensor | None = None
     task_found: Tensor | None = None
     losses: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 @torch.no_grad()
@@ -53,11 +55,13 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
         raise ValueError(f"task {task.name!r} has no test rows")
     device = next(model.parameters()).device
     groups: Tensor | None = getattr(task.loss, "groups", None)
-    parts: dict[str, list[Tensor]] = {"loss": [], "correct": [], "unknown": [], "found": []}
+    parts: dict[str, list[Tensor]] = {"loss": [], "correct": [], "unknown": [], "found": [], "tokens": []}
     with evaluating(model):
         for raw in _test_batches(task, batch_size):
             outputs, targets = task.forward(model, on_device(raw, device))
             parts["loss"].append(task.loss.nll(outputs, targets).double().cpu())
+            if outputs.dim() == 3 and not targets.is_floating_point():
+                parts["tokens"].append((targets != IGNORED).sum(1).cpu())
             if outputs.dim() == 2 and not targets.is_floating_point():
                 own = outputs if groups is None else task.loss.restrict(outputs, targets)  # type: ignore[attr-defined]
                 parts["correct"].append((own.argmax(-1) == targets).cpu())
@@ -72,7 +76,8 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
             f"the loss on the test rows of task {task.name!r} is not finite: lower training.learning_rate, or "
             "use a wider dtype"
         )
-    return Score(len(loss), float(loss.mean()), whole["correct"], whole["unknown"], whole["found"], loss)
+    kinds = whole["correct"], whole["unknown"], whole["found"]
+    return Score(len(loss), float(loss.mean()), *kinds, loss, whole["tokens"])
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from retain.batches import check_packing, packed, tokens_of
 from retain.callback import ContinualCallback
 from retain.checkpoints import last_checkpoint
 from retain.heads import final_classifier, install_heads
@@ -74,11 +75,14 @@ def fit(
     arguments: TrainingArguments,
     *,
     head_learning_rate: float | None = None,
+    packing: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> int:
     """Train ``model`` on ``task`` through Trainer with ``method`` beside the optimizer, between its begin and end.
 
-    The loss is the task's, as a mean over the examples (tokens, for sequences) of a whole optimizer step. A
+    The loss is the task's, as a mean over the examples (tokens, for sequences) of a whole optimizer step. For
+    sequences an extra loss in nats per example is divided by the target tokens of an example, on average, so that
+    ``strength`` weighs a nat like a nat there too. With ``packing`` the rows of a batch stand end to end. A
     checkpoint left in ``arguments.output_dir`` by an interrupted training is continued.
 
     Returns:
@@ -86,10 +90,12 @@ def fit(
 
     Raises:
         FloatingPointError: the loss is not finite.
-        ValueError: the task has a ``forward`` of its own.
+        ValueError: the task has a ``forward`` of its own, or the model lets packed rows see each other.
     """
     if task.forward is not forward:
         raise ValueError(f"task {task.name!r} has a forward of its own, which Trainer does not call: use a loop")
+    if packing:
+        check_packing(model, task)
     cls, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     groups = method.param_groups()
     if head_learning_rate is not None and len(groups) > 1:
@@ -100,10 +106,10 @@ def fit(
         model,
         arguments,
         train_dataset=task.train,
-        data_collator=task.collate,
+        data_collator=packed if packing else task.collate,
         compute_loss_func=_loss_of(model, task),
         optimizers=(cls(groups, **options), None),
-        callbacks=[ContinualCallback(method), *callbacks],
+        callbacks=[ContinualCallback(method, tokens_of(task)), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(Path(arguments.output_dir))

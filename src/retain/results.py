@@ -13,6 +13,8 @@ from retain import scores
 from retain.config import RunConfig
 from retain.data import Stream
 from retain.evaluate import Score
+from retain.tokenwise import headline as tokenwise_headline
+from retain.tokenwise import tokenwise
 
 INTERVALS = {
     "average_accuracy": scores.average_accuracy,
@@ -36,9 +38,16 @@ def record(number: int, found: Mapping[str, Score]) -> dict[str, Any]:
         "tasks": {
             name: {"rows": score.n, "loss": score.loss}
             | {key: _bits(value) for key, value in _outcomes(score).items() if value is not None}
+            | _of_tokens(score)
             for name, score in found.items()
         },
     }
+
+
+def _of_tokens(score: Score) -> dict[str, Any]:
+    if score.tokens is None or score.losses is None:
+        return {}
+    return {"tokens": score.tokens.tolist(), "losses": [round(loss, 4) for loss in score.losses.tolist()]}
 
 
 def row_losses(found: Mapping[str, Score]) -> dict[str, Tensor]:
@@ -50,10 +59,10 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
     """Everything that ``results.json`` holds, from the records of all stages.
 
     ``accuracy`` is measured as the scenario says: the task known (task-incremental), unknown (class-incremental),
-    or of no matter (domain-incremental). The first two are both reported.
+    or of no matter (domain-incremental). The first two are both reported. Of a causal language model there are
+    ``nats_per_token`` instead, and ``metric`` if tasks have one.
     """
     names = [task.name for task in stream.tasks]
-    kinds = KINDS[config.scenario]
     rows = np.array([records[0]["tasks"][name]["rows"] for name in names])
     summary: dict[str, Any] = {
         "retain": version("retain"),
@@ -62,12 +71,11 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
         "seed": config.seed,
         "tasks": names,
         "rows": config.evaluation.rows or "test",
-        "accuracy": _scored(records, names, kinds[0], rows),
     }
-    for kind in kinds[1:]:
-        summary[f"accuracy_task_{kind}"] = _scored(records, names, kind, rows)
-    if len(kinds) > 1:
-        summary["task_found"] = {"matrix": _rounded(_matrix(columns(records, names, "task_found")))}
+    if config.model.kind == "causal-lm":
+        summary |= tokenwise(records, names)
+    else:
+        summary |= _accuracies(records, names, KINDS[config.scenario], rows)
     summary["loss"] = {"matrix": _rounded(_loss(records, names)), "unit": "nats per example"}
     summary["calibration"] = [
         {"after": r["learned"], **r["calibration"]} for r in records if r.get("calibration") is not None
@@ -78,6 +86,17 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
     summary["steps"] = sum(entry.get("steps", 0) for entry in records)
     summary["seconds"] = _seconds(records)
     return summary
+
+
+def _accuracies(
+    records: Sequence[Mapping[str, Any]], names: Sequence[str], kinds: Sequence[str], rows: np.ndarray
+) -> dict[str, Any]:
+    found = {"accuracy": _scored(records, names, kinds[0], rows)}
+    for kind in kinds[1:]:
+        found[f"accuracy_task_{kind}"] = _scored(records, names, kind, rows)
+    if len(kinds) > 1:
+        found["task_found"] = {"matrix": _rounded(_matrix(columns(records, names, "task_found")))}
+    return found
 
 
 def columns(records: Sequence[Mapping[str, Any]], names: Sequence[str], kind: str) -> list[np.ndarray]:
@@ -149,7 +168,18 @@ def doubts(calibration: Mapping[str, Any], strength: float, task: str, loss: flo
 
 def headline(name: str, records: Sequence[Mapping[str, Any]], scenario: str) -> str:
     """What the last stage learned, what it did to the tasks before, and whether that was foreseen; a line or two."""
-    kind = KINDS[scenario][0]
+    line = (
+        tokenwise_headline(name, records)
+        if "tokens" in next(iter(records[0]["tasks"].values()))
+        else _accuracy_headline(name, records, KINDS[scenario][0])
+    )
+    if found := records[-1].get("calibration"):
+        many = " (summed)" if len(found["tasks"]) > 1 else ""
+        line += f"\n  [dim]their test loss in nats an example{many}[/] {in_words(found['total'])}"
+    return line
+
+
+def _accuracy_headline(name: str, records: Sequence[Mapping[str, Any]], kind: str) -> str:
     last = {task: _mean(entry[kind]) for task, entry in records[-1]["tasks"].items()}
     learned = list(last)[: records[-1]["learned"]]
     if not learned:
@@ -159,9 +189,6 @@ def headline(name: str, records: Sequence[Mapping[str, Any]], scenario: str) -> 
         before = [_mean(records[i + 1]["tasks"][task][kind]) for i, task in enumerate(learned[:-1])]
         now = [last[task] for task in learned[:-1]]
         line += f"; the {len(now)} before: {np.mean(now):.3f} ({np.mean(now) - np.mean(before):+.3f} since learned)"
-    if found := records[-1].get("calibration"):
-        many = " (summed)" if len(found["tasks"]) > 1 else ""
-        line += f"\n  [dim]their test loss in nats an example{many}[/] {in_words(found['total'])}"
     return line
 
 

@@ -105,13 +105,14 @@ def _train(shop: Workshop, task: Task, stage: Stage, bar: WorkBar, warned: list[
     bar.show(f"{stage.name}: training")
     with _heard(warned):
         shop.method.begin_task(task)
-    rate, bars = shop.config.heads.learning_rate, [StepBar(bar, stage.work)]
-    return fit(shop.model, task, shop.method, stage.arguments, head_learning_rate=rate, callbacks=bars)
+    how: dict[str, Any] = {"packing": shop.config.language.packing, "callbacks": [StepBar(bar, stage.work)]}
+    rate = shop.config.heads.learning_rate
+    return fit(shop.model, task, shop.method, stage.arguments, head_learning_rate=rate, **how)
 
 
 def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Score]:
     method, scores = shop.method, {}
-    how: Any = {"seen": range(stage.number + 1), "batch_size": shop.config.evaluation.batch_size}
+    how: Any = {"seen": range(stage.number + 1), "batch_size": shop.config.scored_at_once}
     for task in shop.stream.tasks:
         bar.show(f"{stage.name}: scoring {task.name}")
         method.activate(task.name)

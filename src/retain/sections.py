@@ -43,10 +43,12 @@ class LanguageConfig(Section):
     """What a causal language model learns of its rows; only with ``model.kind: causal-lm``.
 
     ``loss``: of a row's tokens "completion" learns those of its answers, "last" those of the last answer, "all" every
-    one. Plain texts are learned whole.
+    one. Plain texts are learned whole. ``packing``: the rows of a training batch stand end to end, without padding;
+    they see nothing of each other.
     """
 
     loss: Learned = "completion"
+    packing: Annotated[bool, Strict()] = False
 
 
 class HeadsConfig(Section):
@@ -56,9 +58,9 @@ class HeadsConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How tasks are scored, and on which rows: "test" if nothing is said."""
+    """How tasks are scored, so many rows at a time (64, of language models 8), and on which: "test" if not said."""
 
-    batch_size: Count = 64
+    batch_size: Count | None = None
     rows: Literal["test", "validation"] | None = None
 
 

@@ -18,13 +18,49 @@ MISSING, ENDLESS = "·", 10_000
 
 def print_scores(console: Console, results: Mapping[str, Any]) -> None:
     """The score matrix of a run, rows = what was learned so far, and the scores that follow from it."""
-    accuracy, names, rows = results["accuracy"], results["tasks"], results["rows"]
-    kind = {"task": "task known", "class": "task unknown", "domain": "one shared head"}[results["scenario"]]
-    title, table = f"{results['method']['name']}: {rows} accuracy ({kind})", _matrix(names, accuracy["matrix"])
+    (_print_tokenwise if "nats_per_token" in results else _print_accuracy)(console, results)
+    if results["calibration"]:
+        _print_calibration(console, results["calibration"], results["tasks"])
+    for warnings in results["warnings"].values():
+        for warning in warnings:
+            console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
+
+
+def _print_tokenwise(console: Console, results: Mapping[str, Any]) -> None:
+    """Nats per token and, where tasks have one, their metric."""
+    names, method = results["tasks"], results["method"]["name"]
+    for key, title in (("nats_per_token", "nats per token, lower is better"), ("metric", "higher is better")):
+        if (found := results.get(key)) is None:
+            continue
+        if key == "metric":
+            of = ", ".join(f"{name} {metric}" for name, metric in found["of"].items() if metric)
+            title = f"{of}: {title}"
+        _print_matrix(console, f"{method}: {results['rows']} rows, {title}", names, found["matrix"])
+        for name, says in (("gained", "above zero is better"), ("forgetting", "above zero is worse"), ("final", "")):
+            _print_level(console, found, name, says)
+
+
+def _print_level(console: Console, found: Mapping[str, Any], name: str, says: str) -> None:
+    if (value := found["scores"][name]) is None:
+        return
+    form = ".3f" if name == "final" else "+.3f"
+    low, high = (format(x, form) for x in found["intervals_95"][name])
+    notes = f"[dim](95% over rows: {low} to {high}{'; ' * bool(says)}{says})[/]"
+    console.print(f"  {name:<18} {format(value, form):>6}  {notes}", highlight=False)
+
+
+def _print_matrix(console: Console, title: str, names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> None:
+    table = _matrix(names, matrix)
     if console.measure(table, options=console.options.update(max_width=ENDLESS)).maximum > console.width:
-        title, table = f"{title}; results.json has the whole matrix", _summary(names, accuracy["matrix"])
+        title, table = f"{title}; results.json has the whole matrix", _summary(names, matrix)
     console.print(f"[italic]{title}[/]", highlight=False)
     console.print(table)
+
+
+def _print_accuracy(console: Console, results: Mapping[str, Any]) -> None:
+    accuracy, names, rows = results["accuracy"], results["tasks"], results["rows"]
+    kind = {"task": "task known", "class": "task unknown", "domain": "one shared head"}[results["scenario"]]
+    _print_matrix(console, f"{results['method']['name']}: {rows} accuracy ({kind})", names, accuracy["matrix"])
     scores, intervals = accuracy["scores"], accuracy["intervals_95"]
     for name in ("average_accuracy", "learning_accuracy", "forgetting", "backward_transfer"):
         if scores[name] is not None:
@@ -32,11 +68,6 @@ def print_scores(console: Console, results: Mapping[str, Any]) -> None:
             value, low, high = (format(x, form) for x in (scores[name], *intervals[name]))
             interval = f"[dim](95% over {rows} rows: {low} to {high})[/]"
             console.print(f"  {name.replace('_', ' '):<18} {value:>6}  {interval}", highlight=False)
-    if results["calibration"]:
-        _print_calibration(console, results["calibration"], names)
-    for warnings in results["warnings"].values():
-        for warning in warnings:
-            console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
 
 
 def _print_calibration(console: Console, boundaries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:

@@ -1,0 +1,127 @@
+"""What a run of a causal language model found: nats per token, and the metrics of tasks that have one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from retain import scores
+
+Records = Sequence[Mapping[str, Any]]
+Array = np.ndarray
+LEVELS = ("untouched", "just_learned", "final", "gained", "forgetting")
+READING = {
+    "untouched": "of the model before any training, a mean over tasks",
+    "just_learned": "right after a task's own training, a mean over tasks",
+    "final": "after the last task, a mean over tasks",
+    "gained": "what a task's own training made better, from untouched to just_learned: above zero is better",
+    "forgetting": "what the tasks before the last lost, from the best since they were learned: above zero is worse",
+}
+
+
+def tokenwise(records: Records, names: Sequence[str]) -> dict[str, Any]:
+    """The entries of ``results.json`` that sequences have, from the records of all stages.
+
+    ``nats_per_token`` is the negative log-likelihood of a task's test rows over the number of their target tokens;
+    lower is better, its exponential is the perplexity. ``metric`` holds what tasks are judged by beside it, higher is
+    better, and null for those that are not. Changes have the same sign in both: above zero ``gained`` is better and
+    ``forgetting`` is worse.
+    """
+    columns = [_linear(*_losses(records, name)) for name in names]
+    matrix = np.stack([column.mean(1) for column in columns], axis=1)
+    found = {"nats_per_token": _summary(columns, -1) | {"perplexity": _rounded(np.exp(matrix))}}
+    metrics = {name: records[0]["tasks"][name].get("metric") for name in names}
+    if any(metrics.values()):
+        judged = [_filled(records, name, "judged") for name in names]
+        found["metric"] = {"of": metrics} | _summary(judged, 1)
+    return found
+
+
+def headline(name: str, records: Records) -> str:
+    """What the last stage learned, and what it did to the tasks before; a line."""
+    first, last = records[0]["tasks"], records[-1]["tasks"]
+    learned = list(last)[: records[-1]["learned"]]
+    if not learned:
+        return f"[dim]{name}:[/] nats a token " + " ".join(f"{nats(entry):.3f}" for entry in last.values())
+    mine = learned[-1]
+    line = f"[bold]{name}[/] learned: {nats(last[mine]):.3f} nats a token (untouched {nats(first[mine]):.3f})"
+    if "metric" in last[mine]:
+        line += f", {last[mine]['metric']} {np.mean(last[mine]['judged']):.3f}"
+    if len(learned) > 1 and len(records) == records[-1]["learned"] + 1:
+        now = np.mean([nats(last[task]) for task in learned[:-1]])
+        then = np.mean([nats(records[i + 1]["tasks"][task]) for i, task in enumerate(learned[:-1])])
+        word = "worse" if now > then else "better"
+        line += f"; the {len(learned) - 1} before: {now:.3f} ({now - then:+.3f} since learned, {word})"
+    return line
+
+
+def nats(entry: Mapping[str, Any]) -> float:
+    """Nats per token of a task in a record: over all target tokens of its test rows."""
+    return entry["loss"] * entry["rows"] / sum(entry["tokens"])
+
+
+def levels(matrix: Array, sign: int) -> dict[str, float]:
+    """What ``matrix`` (T+1, T) comes down to; ``sign`` is 1 where higher is better, -1 where lower is.
+
+    Tasks that row 0 lacks are left out; what needs another row that was not measured is NaN.
+    """
+    kept = [i for i in range(matrix.shape[1]) if not np.isnan(matrix[0, i])]
+    learned = np.array([matrix[i + 1, i] for i in kept])
+    earlier = [i for i in kept if i < matrix.shape[1] - 1]
+    lost = [(sign * matrix[i + 1 :, i]).max() - sign * matrix[-1, i] for i in earlier]
+    return {
+        "untouched": float(matrix[0, kept].mean()),
+        "just_learned": float(learned.mean()),
+        "final": float(matrix[-1, kept].mean()),
+        "gained": float((sign * (learned - matrix[0, kept])).mean()),
+        "forgetting": float(np.mean(lost)) if lost else np.nan,
+    }
+
+
+def _summary(columns: Sequence[Array], sign: int) -> dict[str, Any]:
+    def level(name: str) -> Callable[[Array], float]:
+        return lambda matrix: levels(matrix, sign)[name]
+
+    matrix = np.stack([column.mean(1) for column in columns], axis=1)
+    intervals = {name: scores.bootstrap(columns, level(name)) for name in LEVELS}
+    return {
+        "better": "lower" if sign < 0 else "higher",
+        "matrix": _rounded(matrix),
+        "scores": {name: _number(value) for name, value in levels(matrix, sign).items()},
+        "intervals_95": {name: [_number(x) for x in pair] for name, pair in intervals.items()},
+        "reading": READING,
+    }
+
+
+def _losses(records: Records, name: str) -> tuple[Array, Array]:
+    """Losses (T+1, rows) and numbers of target tokens (rows,) of a task's test rows."""
+    return _filled(records, name, "losses"), np.array(records[0]["tasks"][name]["tokens"], dtype=float)
+
+
+def _linear(losses: Array, tokens: Array) -> Array:
+    """Values (T+1, rows) whose mean over rows is the ratio sum(losses) / sum(tokens), and which vary as it does.
+
+    The ratio's linear expansion in its rows: r + (loss - r tokens) / mean tokens. Resampling its rows gives the ratio's
+    own interval, where long rows weigh more than short ones.
+    """
+    ratio = losses.sum(1, keepdims=True) / tokens.sum()
+    return ratio + (losses - ratio * tokens) / tokens.mean()
+
+
+def _filled(records: Records, name: str, key: str) -> Array:
+    tasks = len(records[0]["tasks"])
+    column = np.full((tasks + 1, records[0]["tasks"][name]["rows"]), np.nan)
+    for entry in records:
+        if (values := entry["tasks"][name].get(key)) is not None:
+            column[entry["learned"]] = values
+    return column
+
+
+def _rounded(matrix: Array) -> list[list[float | None]]:
+    return [[_number(x) for x in row] for row in matrix]
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)
