@@ -75,7 +75,7 @@ def measure(cell: str, seed: int, work: Path, overrides: list[str]) -> dict[str,
         yamls.override(document, override)
     results = run(parse(document), Console())
     shutil.rmtree(output)
-    keys = ("tasks", "nats_per_token", "metric", "calibration", "bytes", "seconds", "warnings")
+    keys = ("tasks", "nats_per_token", "calibration", "bytes", "seconds", "warnings")
     return {"method": results["method"]} | {key: results[key] for key in keys if key in results}
 
 
@@ -131,12 +131,9 @@ def show(rows: list[dict[str, Any]]) -> None:
     """Means and standard deviations over seeds."""
     for cell in dict.fromkeys(row["cell"] for row in rows):
         mine = [row for row in rows if row["cell"] == cell]
-        for key in ("nats_per_token", "metric"):
-            if any(key not in row for row in mine):
-                continue
-            for name in ("untouched", "just_learned", "final", "gained", "forgetting"):
-                values = [row[key]["scores"][name] for row in mine]
-                print(f"{cell:<12} {key:<15} {name:<13} {np.mean(values):.3f} ± {np.std(values):.3f}  {values}")
+        for name in ("untouched", "just_learned", "final", "gained", "forgetting"):
+            values = [row["nats_per_token"]["scores"][name] for row in mine]
+            print(f"{cell:<12} {name:<13} {np.mean(values):.3f} ± {np.std(values):.3f} nats per token")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datasets
 import pytest
 import torch
 import transformers
 
-from models import BODY, bare_gpt2, bare_llama, seeded
-from retain.batches import Padded, packed
-from retain.task import IGNORED, CrossEntropy, forward
+from models import BODY, bare_gpt2, bare_llama, seeded, tiny_llama
+from retain.batches import Padded, check_packing, packed, tokens_of
+from retain.callback import ContinualCallback
+from retain.method import Method
+from retain.task import IGNORED, CrossEntropy, Task, forward
 
 ROWS = [
     {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8]},
@@ -39,3 +42,44 @@ def test_packed_rows_see_nothing_of_each_other(build) -> None:
         leaking = loss.nll(*forward(model, {k: v for k, v in packed(ROWS).items() if k != "position_ids"}))
     assert together.item() == pytest.approx(torch.cat(alone).sum().item(), rel=1e-5)
     assert leaking.item() != pytest.approx(together.item(), rel=1e-4)
+
+
+def test_a_model_that_lets_packed_rows_see_each_other_is_refused() -> None:
+    class Mixing(torch.nn.Module):
+        """Adds what stands in the whole row to every place of it."""
+
+        config = bare_llama().config
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = bare_llama()
+
+        def can_generate(self) -> bool:
+            return True
+
+        def forward(self, **batch):
+            outputs = self.inner(**batch)
+            outputs.logits = outputs.logits + 9 * outputs.logits.mean(1, keepdim=True)
+            return outputs
+
+    task = Task("t", datasets.Dataset.from_list([ROWS[0], ROWS[3]]))
+    check_packing(bare_llama(), task)
+    with pytest.raises(ValueError, match="this model lets packed rows see each other"):
+        check_packing(Mixing(), task)
+
+
+def test_tokens_are_counted_as_they_are_learned() -> None:
+    assert tokens_of(Task("t", datasets.Dataset.from_list(ROWS))) == (2 + 0 + 1 + 2) / 4
+    assert tokens_of(Task("t", datasets.Dataset.from_list([{"input_ids": [1], "labels": 0}]))) == 1.0
+
+
+@pytest.mark.parametrize(("strength", "share"), [(6.0, 0.25), (0.0, 1.0)])
+def test_an_extra_loss_in_nats_an_example_is_shared_by_its_tokens(strength: float, share: float) -> None:
+    class Pull(Method):
+        def extra_loss(self) -> torch.Tensor:
+            return next(iter(self.sites.values())).B.sum()
+
+    method = Pull(tiny_llama())
+    method.strength = strength
+    ContinualCallback(method, tokens=4.0).on_step_begin(None, None, None)
+    assert next(iter(method.sites.values())).layer.lora_B["default"].weight.grad.unique().item() == share

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from retain.commands.compare import compare
 from retain.commands.export import export
+from retain.commands.plan import plan
 from retain.commands.table import print_scores
-from retain.config import parse
+from retain.config import load, parse
 from retain.run import run
 from runs import quiet
 from streams import WORDS, jsonl
@@ -61,10 +63,34 @@ def test_a_stream_of_language_is_learned_scored_and_exported(llama: str, tmp_pat
     print_scores(console, results)
     assert "nats a token" in told.getvalue() and "nats per token, lower is better" in told.getvalue()
     assert "above zero is worse" in told.getvalue()
-    assert export(tmp_path / "out", console=quiet()) < 1e-4
     assert not (tmp_path / "out" / "adapter" / "labels.json").exists()
 
 
+@pytest.mark.slow
+def test_its_adapter_gives_the_same_logits_anywhere(llama: str, tmp_path: Path) -> None:
+    run(parse(document(llama, tmp_path, method={"name": "ewc-lora", "mode": "merge"})), quiet())
+    assert export(tmp_path / "out", console=quiet()) < 1e-4
+
+
+@pytest.mark.slow
+def test_the_example_runs_on_any_causal_model(llama: str, tmp_path: Path) -> None:
+    example = Path(__file__).parents[1] / "examples" / "language.yaml"
+    overrides = [f"model.path={llama}", f"output={tmp_path / 'run'}", "training.max_steps=2", "method.name=sequential"]
+    results = run(load(example, overrides), quiet())
+    assert results["tasks"] == ["faq", "manners", "notes"]
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_plan_is_made_without_weights_and_a_comparison_refused(llama: str, tmp_path: Path) -> None:
+    config = parse(document(llama, tmp_path, method={"name": "ewc-lora"}))
+    made = plan(config, quiet())
+    assert [(task.rows, task.classes) for task in made.tasks] == [(16, None)] * 3
+    with pytest.raises(ValueError, match="model.kind 'causal-lm' cannot be compared yet"):
+        compare(config, ["all"], console=quiet())
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out-compare").exists()
+
+
+@pytest.mark.slow
 def test_packing_changes_nothing_but_the_padding(llama: str, tmp_path: Path) -> None:
     plain, tight = (
         run(parse(document(llama, tmp_path / name, language={"packing": name == "tight"})), quiet())

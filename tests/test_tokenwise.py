@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retain.tokenwise import headline, levels, tokenwise
+from retain.tokenwise import headline, tokenwise
 
 TOKENS = {"a": [1, 3], "b": [2, 2]}
 LOSSES = {"a": [[2, 6], [1, 1], [1, 4]], "b": [[8, 8], [8, 8], [2, 4]]}  # untouched, after a, after b
@@ -46,19 +46,6 @@ def test_long_rows_weigh_by_their_tokens() -> None:
     }
     low, high = found["intervals_95"]["forgetting"]
     assert low <= 0.75 <= high and low < high
-
-
-def test_a_metric_has_the_same_signs_and_may_be_missing_of_a_task() -> None:
-    judged = np.array([[0.0, np.nan], [0.9, np.nan], [0.4, np.nan]])
-    found = levels(judged, 1)
-    assert (found["gained"], found["forgetting"], found["final"]) == pytest.approx((0.9, 0.5, 0.4))
-    kept = records()
-    for entry in kept:
-        entry["tasks"]["a"] |= {"metric": "exact_match", "judged": [float(entry["learned"] > 0), 1.0]}
-    metric = tokenwise(kept, ["a", "b"])["metric"]
-    assert metric["of"] == {"a": "exact_match", "b": None} and metric["better"] == "higher"
-    assert metric["matrix"] == [[0.5, None], [1.0, None], [1.0, None]]
-    assert metric["scores"]["gained"] == 0.5 and metric["scores"]["forgetting"] == 0.0
 
 
 def test_what_was_not_measured_is_left_open() -> None:

@@ -60,7 +60,7 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
 
     ``accuracy`` is measured as the scenario says: the task known (task-incremental), unknown (class-incremental),
     or of no matter (domain-incremental). The first two are both reported. Of a causal language model there are
-    ``nats_per_token`` instead, and ``metric`` if tasks have one.
+    ``nats_per_token`` instead.
     """
     names = [task.name for task in stream.tasks]
     rows = np.array([records[0]["tasks"][name]["rows"] for name in names])

@@ -1,4 +1,4 @@
-"""What a run of a causal language model found: nats per token, and the metrics of tasks that have one."""
+"""What a run of a causal language model found: nats per token, and how they changed."""
 
 from __future__ import annotations
 
@@ -25,18 +25,11 @@ def tokenwise(records: Records, names: Sequence[str]) -> dict[str, Any]:
     """The entries of ``results.json`` that sequences have, from the records of all stages.
 
     ``nats_per_token`` is the negative log-likelihood of a task's test rows over the number of their target tokens;
-    lower is better, its exponential is the perplexity. ``metric`` holds what tasks are judged by beside it, higher is
-    better, and null for those that are not. Changes have the same sign in both: above zero ``gained`` is better and
-    ``forgetting`` is worse.
+    lower is better, its exponential is the perplexity. ``gained`` is better above zero, and ``forgetting`` worse.
     """
     columns = [_linear(*_losses(records, name)) for name in names]
     matrix = np.stack([column.mean(1) for column in columns], axis=1)
-    found = {"nats_per_token": _summary(columns, -1) | {"perplexity": _rounded(np.exp(matrix))}}
-    metrics = {name: records[0]["tasks"][name].get("metric") for name in names}
-    if any(metrics.values()):
-        judged = [_filled(records, name, "judged") for name in names]
-        found["metric"] = {"of": metrics} | _summary(judged, 1)
-    return found
+    return {"nats_per_token": _summary(columns) | {"perplexity": _rounded(np.exp(matrix))}}
 
 
 def headline(name: str, records: Records) -> str:
@@ -47,8 +40,6 @@ def headline(name: str, records: Records) -> str:
         return f"[dim]{name}:[/] nats a token " + " ".join(f"{nats(entry):.3f}" for entry in last.values())
     mine = learned[-1]
     line = f"[bold]{name}[/] learned: {nats(last[mine]):.3f} nats a token (untouched {nats(first[mine]):.3f})"
-    if "metric" in last[mine]:
-        line += f", {last[mine]['metric']} {np.mean(last[mine]['judged']):.3f}"
     if len(learned) > 1 and len(records) == records[-1]["learned"] + 1:
         now = np.mean([nats(last[task]) for task in learned[:-1]])
         then = np.mean([nats(records[i + 1]["tasks"][task]) for i, task in enumerate(learned[:-1])])
@@ -62,34 +53,29 @@ def nats(entry: Mapping[str, Any]) -> float:
     return entry["loss"] * entry["rows"] / sum(entry["tokens"])
 
 
-def levels(matrix: Array, sign: int) -> dict[str, float]:
-    """What ``matrix`` (T+1, T) comes down to; ``sign`` is 1 where higher is better, -1 where lower is.
-
-    Tasks that row 0 lacks are left out; what needs another row that was not measured is NaN.
-    """
-    kept = [i for i in range(matrix.shape[1]) if not np.isnan(matrix[0, i])]
-    learned = np.array([matrix[i + 1, i] for i in kept])
-    earlier = [i for i in kept if i < matrix.shape[1] - 1]
-    lost = [(sign * matrix[i + 1 :, i]).max() - sign * matrix[-1, i] for i in earlier]
+def levels(matrix: Array) -> dict[str, float]:
+    """What ``matrix`` (T+1, T) of losses comes down to; what needs a row that was not measured is NaN."""
+    learned = np.diagonal(matrix[1:])
+    lost = [matrix[-1, i] - matrix[i + 1 :, i].min() for i in range(matrix.shape[1] - 1)]
     return {
-        "untouched": float(matrix[0, kept].mean()),
+        "untouched": float(matrix[0].mean()),
         "just_learned": float(learned.mean()),
-        "final": float(matrix[-1, kept].mean()),
-        "gained": float((sign * (learned - matrix[0, kept])).mean()),
+        "final": float(matrix[-1].mean()),
+        "gained": float((matrix[0] - learned).mean()),
         "forgetting": float(np.mean(lost)) if lost else np.nan,
     }
 
 
-def _summary(columns: Sequence[Array], sign: int) -> dict[str, Any]:
+def _summary(columns: Sequence[Array]) -> dict[str, Any]:
     def level(name: str) -> Callable[[Array], float]:
-        return lambda matrix: levels(matrix, sign)[name]
+        return lambda matrix: levels(matrix)[name]
 
     matrix = np.stack([column.mean(1) for column in columns], axis=1)
     intervals = {name: scores.bootstrap(columns, level(name)) for name in LEVELS}
     return {
-        "better": "lower" if sign < 0 else "higher",
+        "better": "lower",
         "matrix": _rounded(matrix),
-        "scores": {name: _number(value) for name, value in levels(matrix, sign).items()},
+        "scores": {name: _number(value) for name, value in levels(matrix).items()},
         "intervals_95": {name: [_number(x) for x in pair] for name, pair in intervals.items()},
         "reading": READING,
     }

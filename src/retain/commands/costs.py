@@ -126,7 +126,7 @@ class Machine:
 
 
 def outline(model: ModelConfig, lora: Mapping[str, Any], classes: int, length: int) -> Outline:
-    """The adapted classifier of ``classes`` that a run would train, and an example of at most ``length`` tokens.
+    """The adapted model that a run would train, of ``classes`` if any, and an example of at most ``length`` tokens.
 
     Raises:
         ValueError: no configuration of a model, or what ``add_lora`` refuses.
@@ -139,13 +139,19 @@ def outline(model: ModelConfig, lora: Mapping[str, Any], classes: int, length: i
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"no configuration of a {model.kind} model at {model.path!r}: {reason}") from error
+    longest = getattr(config, "max_position_embeddings", None)
+    if model.kind == "causal-lm":
+        tokens = min(length, longest or length)
+        ids = torch.zeros(1, tokens).long()
+        with META:
+            adapted = add_lora(base, **{"task_type": "CAUSAL_LM", **lora})
+        return Outline(adapted, longest, f"{tokens} tokens", 3 * ids.nbytes, *_way(adapted, input_ids=ids))
     with META:
         # What stands behind the backbone is new to most checkpoints, and is then saved with the adapter.
         inside = f"{base.base_model_prefix}."
         new = {n.rpartition(".")[0] for n, _ in base.named_parameters() if not n.startswith(inside)}
         new |= {final_classifier(base, classes), *(lora.get("modules_to_save") or ())}
         adapted = add_lora(base, **{**lora, "modules_to_save": sorted(new)})
-    longest = getattr(config, "max_position_embeddings", None)
     if model.kind == "text":
         tokens = min(length, longest or length)
         ids = torch.zeros(1, tokens).long()

@@ -169,12 +169,12 @@ def _tasks(config: RunConfig, entry: TaskConfig) -> Iterator[Task]:
     if not os.path.isdir(entry.path) and (entry.path not in FORMATS or "://" in files):
         yield entry.name, None, None if entry.classes is None else [str(c) for c in entry.classes]
         return
-    train, _, classes = read(entry, config.rows_seed, config.evaluation.rows or "test")
-    step = entry.split_by_class or len(classes)
-    for i, start in enumerate(range(0, len(classes), step)):
+    labels, scored = config.model.kind != "causal-lm", config.evaluation.rows or "test"
+    train, _, classes = read(entry, config.rows_seed, scored, labelled=labels)
+    for i, start in enumerate(range(0, len(classes), step := entry.split_by_class or len(classes))):
         own = classes[start : start + step]
         rows = train.of(own).at_most(entry.max_train, config.rows_seed)
-        yield f"{entry.name}-{i}" if entry.split_by_class else entry.name, len(rows.names), own
+        yield f"{entry.name}-{i}" if entry.split_by_class else entry.name, len(rows.names), own if labels else None
 
 
 def _trainings(config: RunConfig, tasks: Sequence[Task], cumulative: bool) -> list[Training]:

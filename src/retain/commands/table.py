@@ -27,17 +27,12 @@ def print_scores(console: Console, results: Mapping[str, Any]) -> None:
 
 
 def _print_tokenwise(console: Console, results: Mapping[str, Any]) -> None:
-    """Nats per token and, where tasks have one, their metric."""
-    names, method = results["tasks"], results["method"]["name"]
-    for key, title in (("nats_per_token", "nats per token, lower is better"), ("metric", "higher is better")):
-        if (found := results.get(key)) is None:
-            continue
-        if key == "metric":
-            of = ", ".join(f"{name} {metric}" for name, metric in found["of"].items() if metric)
-            title = f"{of}: {title}"
-        _print_matrix(console, f"{method}: {results['rows']} rows, {title}", names, found["matrix"])
-        for name, says in (("gained", "above zero is better"), ("forgetting", "above zero is worse"), ("final", "")):
-            _print_level(console, found, name, says)
+    """Nats per token, and what they come down to."""
+    found, method = results["nats_per_token"], results["method"]["name"]
+    title = f"{method}: {results['rows']} rows, nats per token, lower is better"
+    _print_matrix(console, title, results["tasks"], found["matrix"])
+    for name, says in (("gained", "above zero is better"), ("forgetting", "above zero is worse"), ("final", "")):
+        _print_level(console, found, name, says)
 
 
 def _print_level(console: Console, found: Mapping[str, Any], name: str, says: str) -> None:

@@ -57,10 +57,15 @@ def compare(
         start: starts a run; None: in a process of its own.
 
     Raises:
-        ValueError: a method, keyword, budget or reference that is not allowed.
+        ValueError: a method, keyword, budget or reference that is not allowed, or a language model.
         StoreError: ``output`` belongs to something else, or another comparison works there.
     """
     console, spent = console or Console(), budget_named(budget, tries)
+    if config.model.kind == "causal-lm":
+        raise ValueError(
+            "model.kind 'causal-lm' cannot be compared yet: comparisons are of accuracies. `retain run` with another "
+            "`method.name` and `output` writes nats per token and their forgetting into results.json"
+        )
     found, left_out = entries(asked, config, spent.tries)
     rival, folder = reference(against, found), output or Path(f"{config.output}-compare")
     made = Comparison(document(config, spent), spent, found, [config.seed + i for i in range(seeds)], folder)
