@@ -67,9 +67,9 @@ def untimed(value: Any) -> Any:
 
 
 def left_by(output: str | Path) -> dict[str, Any]:
-    """Everything that counts of what a run wrote, by path: results and scores without seconds, adapters, states."""
+    """Everything but the record of how, of what a run wrote, by path: results and scores without seconds, adapters, states."""
     folder, found = Path(output), {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "done"):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in ("done", "ledger.jsonl")):
         name = path.relative_to(folder).as_posix()
         try:
             found[name] = untimed(json.loads(path.read_text()))

@@ -57,7 +57,7 @@ FLOORS = (
     },
     {"config", "sections"},
     {"data", "sources", "language"},
-    {"run", "workshop", "results", "tokenwise", "guard", "report"},
+    {"run", "workshop", "provenance", "results", "tokenwise", "guard", "report"},
     {"commands"},
     {"cli"},
     {"__init__", "__main__"},

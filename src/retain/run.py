@@ -24,8 +24,10 @@ from retain.config import RunConfig
 from retain.evaluate import Score, evaluate, evaluate_unsaid
 from retain.files import copy_folder, held, sweep
 from retain.hf import fit
+from retain.ledger import LEDGER
 from retain.lora import adapter_parameters
 from retain.progress import StepBar, WorkBar
+from retain.provenance import begun, ended, opened
 from retain.results import calibrate, doubts, headline, record, results, row_losses
 from retain.task import Task
 from retain.workshop import LOSSES, METHOD, MODEL, Stage, Workshop, check_folder, choose_trainable, prepare, restore
@@ -54,6 +56,7 @@ def _run(config: RunConfig, console: Console) -> dict[str, Any]:
     finished = list(takewhile(lambda stage: store.is_closed(stage.folder), stages))
     left = stages[len(finished) :]
     _read(finished)
+    book = opened(output / LEDGER, shop, finished, left)
     if left and finished and finished[-1].task is not None:
         restore(shop, finished[-1].folder)
     if left and shop.method.keeps_rows:
@@ -63,7 +66,9 @@ def _run(config: RunConfig, console: Console) -> dict[str, Any]:
     rows = sum(len(task.test) for task in shop.stream.tasks)
     with WorkBar(console, sum(stage.work for stage in left) + rows * len(left)) as bar:
         for i, stage in enumerate(left, len(finished)):
+            begun(book, shop, stage)
             _work(shop, stage, stages[max(i - 1, 0)].folder, bar)
+            ended(book, stage)
             for previous in stages[:i]:
                 shutil.rmtree(previous.folder / "state", ignore_errors=True)
             records = _read(stages[: i + 1])

@@ -66,7 +66,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def close(folder: Path) -> None:
     """Declare a stage finished: ``done``, written last, names the hashes of all its files."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != DONE)
-    write_json(folder / DONE, {p.relative_to(folder).as_posix(): _hash(p) for p in files})
+    write_json(folder / DONE, {p.relative_to(folder).as_posix(): hash_of(p) for p in files})
 
 
 def is_closed(folder: Path) -> bool:
@@ -86,7 +86,7 @@ def verify(folder: Path, *names: str) -> None:
             path = folder / file
             if not path.exists():
                 raise StoreError(f"{path}: missing, though its stage is finished")
-            if hashes.get(file) != _hash(path):
+            if hashes.get(file) != hash_of(path):
                 raise StoreError(f"{path}: damaged, its hash is not the one in {folder / DONE}")
 
 
@@ -215,6 +215,7 @@ model = PeftModel.from_pretrained(base, "this/folder")
 {labels}"""
 
 
-def _hash(path: Path) -> str:
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,7 +21,7 @@ app = typer.Typer(
 PANELS: dict[str, list[Callable[..., None]]] = {
     "Train": [train.demo, train.init, train.plan, train.run],
     "Judge": [judge.compare, judge.report, judge.check],
-    "Look": [look.inspect, look.methods, look.schema, look.doctor],
+    "Look": [look.inspect, look.audit, look.methods, look.schema, look.doctor],
     "Hand on": [hand_on.export],
 }
 for panel, commands in PANELS.items():

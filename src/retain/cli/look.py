@@ -43,6 +43,20 @@ def schema() -> None:
     print(json.dumps(command(), indent=1))
 
 
+def audit(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
+) -> None:
+    """Check a run's ledger and files, and say which rows were read when, and what is kept of them.
+
+    The exit code is 1 if something was changed or is missing.
+
+    Example: [cyan]retain audit runs/bot[/]
+    """
+    from retain.commands.audit import audit as command
+
+    command(folder, Console())
+
+
 def doctor() -> None:
     """Check that this machine has what runs need, and say what to do where it has not.
 
