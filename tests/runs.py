@@ -67,7 +67,7 @@ def untimed(value: Any) -> Any:
 
 
 def left_by(output: str | Path) -> dict[str, Any]:
-    """Everything but the record of how, of what a run wrote, by path: results and scores without seconds, adapters, states."""
+    """What a run has come to, by path: results and scores without seconds, adapters, states; not the record of how."""
     folder, found = Path(output), {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in ("done", "ledger.jsonl")):
         name = path.relative_to(folder).as_posix()

@@ -16,7 +16,6 @@ from retain import ledger
 from retain.files import StoreError
 from retain.ledger import Ledger
 
-
 VALUES = st.recursive(st.none() | st.text(), st.lists)
 
 

@@ -38,7 +38,7 @@ def opened(path: Path, shop: Workshop, finished: Sequence[Stage], left: Sequence
         ended(ledger, finished[-1], after_a_crash=True)
     elif unsaid:
         raise StoreError(
-            f"{path}: tells no end of the finished stage {unsaid[0].name!r}: lines are missing, or its `done` is another"
+            f"{path}: tells no end of the finished stage {unsaid[0].name!r}: lines are missing, or `done` is another"
         )
     if left:
         text = configuration.dump(shop.config)
@@ -52,7 +52,9 @@ def unsettled(entries: Iterable[dict[str, Any]], finished: Sequence[Stage]) -> l
     """The ``finished`` stages whose ``done``, as it is, no line names; but for those that were adopted."""
     ends = {(e["number"], e["done"]) for e in entries if e["event"] == "end"}
     adopted = {name for e in entries if e["event"] == "adopted" for name in e["stages"]}
-    return [s for s in finished if s.name not in adopted and (s.number, store.hash_of(s.folder / store.DONE)) not in ends]
+    return [
+        s for s in finished if s.name not in adopted and (s.number, store.hash_of(s.folder / store.DONE)) not in ends
+    ]
 
 
 def begun(ledger: Ledger, shop: Workshop, stage: Stage) -> None:
