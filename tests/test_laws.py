@@ -32,6 +32,10 @@ RULES: dict[str, Make] = {
     "dwd, running": partial(DWD, every=1, rows=4, probes=4, graph="fisher"),
     "dwd, features": partial(DWD, groups="auto", probes=4, graph="features"),
     "dwd, on the update": partial(DWD, protect="update", every=1, rows=4, probes=4, graph="fisher"),
+    "ewc-lora, auto": partial(EWCLoRA, strength="auto"),
+    "ewc-lora, within a budget": partial(EWCLoRA, strength={"budget": 0.01}),
+    "ewc, within a budget": partial(EWC, strength={"budget": 0.01}),
+    "dwd, within a budget": partial(DWD, strength={"budget": 0.01}, probes=4),
     "share, dense": partial(Share, components=3, temporary=1, core="dense"),
 }
 FORMS: dict[str, Make] = {

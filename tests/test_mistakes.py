@@ -48,8 +48,8 @@ def mistake(**sections: Any) -> str:
             "training.save_strategy: False is not allowed; expected text; in YAML no and yes are false and true unless "
             "they stand in quotes",
         ),
-        ("method", {"strength": "x"}, "method.strength: 'x' is not allowed; expected a number"),
-        ("method", {"strength": [1]}, "method.strength: [1] is not allowed; expected a number"),
+        ("method", {"strength": "x"}, "method.strength: 'x' is not allowed; expected 'auto' or a number or a section"),
+        ("method", {"strength": [1]}, "method.strength: [1] is not allowed; expected 'auto' or a number or a section"),
         ("method", {"strength": -1}, "method: strength must be at least 0 and finite, got -1"),
         ("method", {"decay": "half"}, "method.decay: 'half' is not allowed; expected a number"),
         ("method", {"decay": 2}, "method: decay must lie in [0, 1], got 2"),

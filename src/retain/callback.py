@@ -23,6 +23,9 @@ class ContinualCallback(TrainerCallback):
 
     Trainer's checkpoints hold stock factors. What a parametrised factor is made of does not come back from them to the
     bit, so it is written beside them, and read when Trainer continues. So is what a method measures while it trains.
+
+    What Trainer logs has the method's gauge in it (``Method.reading``). Trackers stand before a user's callbacks: for
+    them to hear of it, call ``lead(trainer)``.
     """
 
     def __init__(self, method: Method, tokens: float = 1.0) -> None:
@@ -33,6 +36,17 @@ class ContinualCallback(TrainerCallback):
         self.method, self.share = method, 1 / tokens if method.strength else 1.0
         self.handles: list[Any] = []
         self.scaler: Any = None
+
+    def lead(self, trainer: Any) -> None:
+        """Stand before all other callbacks of ``trainer``, its trackers among them."""
+        others = trainer.callback_handler.callbacks
+        others.remove(self)
+        others.insert(0, self)
+
+    def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, Any], **_: Any) -> None:
+        reading = self.method.reading()
+        logs |= reading
+        state.log_history[-1] |= reading
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, optimizer: Any, **_: Any) -> None:
         if isinstance(optimizer, AcceleratedOptimizer):

@@ -29,7 +29,7 @@ from retain.sections import (
 
 LORA = {"r": 8, "target_modules": "all-linear"}
 METHOD = {"name": "ewc-lora"}
-QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
+QUIET = {"report_to": "none", "save_strategy": "no", "logging_steps": 0.05, "disable_tqdm": True}
 
 
 class ConfigError(ValueError):

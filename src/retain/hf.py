@@ -109,8 +109,9 @@ def fit(
         data_collator=packed if packing else task.collate,
         compute_loss_func=_loss_of(model, task),
         optimizers=(cls(groups, **options), None),
-        callbacks=[ContinualCallback(method, tokens_of(task)), *callbacks],
+        callbacks=[beside := ContinualCallback(method, tokens_of(task)), *callbacks],
     )
+    beside.lead(trainer)
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(Path(arguments.output_dir))
     before = int(checkpoint.rpartition("-")[2]) if checkpoint else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, cast, get_args
@@ -10,11 +9,9 @@ from typing import Any, ClassVar, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from retain.gauge import Factor
 from retain.lora import Site, is_adapted, sites
 from retain.task import Task
-
-# Of the first task's movement: a later task that moves the weights less is held fast.
-FROZEN = 0.03
 
 # One adapter trained on and on, or a fresh one for every task on top of the folded past.
 Mode = Literal["shared", "merge"]
@@ -40,7 +37,6 @@ class Method:
         boundary: what the last ``end_task`` measured, by name, for the record of the run.
         strength: what a nat of the total of ``predicted_rise`` weighs in ``extra_loss``.
         first_number: of the first task; ``learn_base`` starts at -1.
-        moved: of what was trained first, by name: the square of how far it moved, and on how many rows.
         trained: the names of what the latest task trained beside the adapter.
         steps: optimizer steps of the present task, for methods that draw rows in each. Whoever continues in the middle
             of a task sets it after ``begin_task``; ``ContinualCallback`` does.
@@ -63,7 +59,6 @@ class Method:
         self.sites: dict[str, Site] = sites(model) if self.needs_adapter or is_adapted(model) else {}
         self.learned: dict[str, Tensor] = {}
         self.boundary: dict[str, float] = {}
-        self.moved: dict[str, Tensor] = {}
         self.trained: dict[str, Tensor] = {}
         self.steps = 0
 
@@ -115,6 +110,25 @@ class Method:
         """
         return {}
 
+    def reading(self) -> dict[str, float]:
+        """What trackers are told of the rise that is foreseen just now, by name; empty where nothing is foreseen."""
+        return {}
+
+    @property
+    def factor(self) -> Factor | None:
+        """How many measured nats a foreseen one stands for; None where nothing is foreseen."""
+        return None
+
+    def calibrate(self, task: str, foreseen: float, measured: float, error: float) -> None:
+        """Take note of what learning ``task`` has cost the earlier ones, for what is foreseen from now on.
+
+        Args:
+            task: the one just learned.
+            foreseen: the total of ``predicted_rise`` before ``end_task``.
+            measured: the rise of the earlier tasks' loss over the same training, each counted as in ``remembered``.
+            error: the standard error of ``measured``.
+        """
+
     @property
     def remembered(self) -> dict[str, float]:
         """How much each finished task counts in the total of ``predicted_rise``, by name; 1 is fully."""
@@ -130,31 +144,6 @@ class Method:
         """Measure, consolidate, remember. The function that was trained stays what it is."""
         self.trained = {name: torch.tensor(True) for name in self.beside()}
         self.learned[task.name] = torch.tensor(self.number)
-
-    def compare_movement(self, squares: Mapping[str, float], task: Task) -> None:
-        """Warn if ``task`` has hardly moved the weights, compared with the first task, when nothing held them yet.
-
-        Fewer rows may move them less. The ratio of both movements goes into ``boundary["moved"]``.
-
-        Args:
-            squares: ||change||^2 since the last boundary, of everything that is protected, by name.
-            task: the one just trained on.
-        """
-        rows = len(task.order())
-        if not self.number:
-            self.moved = {name: torch.tensor([square, rows]) for name, square in squares.items()}
-        if not self.number or not self.moved or not any(float(first[0]) for first in self.moved.values()):
-            return
-        first = math.fsum(float(square) for square, _ in self.moved.values()) ** 0.5
-        moved = math.fsum(squares.values()) ** 0.5
-        self.boundary["moved"] = moved / first
-        fewer = min(1.0, rows / max(float(n) for _, n in self.moved.values()))
-        if self.strength and 0 < moved < FROZEN * fewer * first:
-            warnings.warn(
-                f"{task.name!r} has moved the weights by {moved / first:.1%} of what the first task moved them: the "
-                f"protection has frozen the model. method.strength is {self.strength:g}: lower it",
-                stacklevel=3,
-            )
 
     def warn_unprotected(self, protected: Iterable[str] = ()) -> None:
         """Warn if what the latest task trained beside the adapter goes on training, and is not ``protected``."""
@@ -277,14 +266,6 @@ def check_mode(mode: str, rank: int | None) -> Mode:
             f"rank={rank} caps the folded past: it must be at least 1, and needs mode='merge' (here {mode!r})"
         )
     return cast(Mode, mode)
-
-
-def check_strength(strength: float | None, decay: float | None) -> None:
-    """Refuse a negative strength and a decay outside [0, 1]."""
-    if strength is not None and not 0 <= strength < math.inf:
-        raise ValueError(f"strength must be at least 0 and finite, got {strength}")
-    if decay is not None and not 0 <= decay <= 1:
-        raise ValueError(f"decay must lie in [0, 1], got {decay}")
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, Tensor]]:

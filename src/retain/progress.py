@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+KEPT = ("step", "loss", "strength")  # of what Trainer logs, beside the rises
 
 
 class WorkBar:
@@ -42,10 +45,32 @@ class WorkBar:
 
 
 class StepBar(TrainerCallback):
-    """Counts ``work`` as done, evenly over the steps of a training."""
+    """Counts ``work`` as done, evenly over the steps of a training, and shows what the method's gauge says.
 
-    def __init__(self, bar: WorkBar, work: float) -> None:
-        self.bar, self.work = bar, work
+    Attributes:
+        history: what Trainer has logged of the training, in earlier sittings too.
+    """
+
+    def __init__(self, bar: WorkBar, name: str, work: float) -> None:
+        self.bar, self.name, self.work = bar, name, work
+        self.history: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, float], **_: Any) -> None:
+        self.bar.show(f"{self.name}: training{in_short(logs)}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.history = [{k: v for k, v in entry.items() if k in KEPT or "_rise" in k} for entry in state.log_history]
+        self.history = [entry for entry in self.history if len(entry) > 1]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.advance(self.work / max(state.max_steps, 1))
+
+
+def in_short(logs: Mapping[str, float]) -> str:
+    """What a gauge says among ``logs``; nothing if there is none."""
+    if (foreseen := logs.get("foreseen_rise")) is None:
+        return ""
+    text = f", foreseen rise {foreseen:.2g} nats"
+    if (calibrated := logs.get("calibrated_rise")) is not None:
+        text += f", calibrated {calibrated:.2g}"
+    return text + (f", strength {logs['strength']:.2g}" if "strength" in logs else "")

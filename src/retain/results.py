@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +15,7 @@ from retain import scores
 from retain.config import RunConfig
 from retain.data import Stream
 from retain.evaluate import Score
+from retain.method import Method
 from retain.tokenwise import headline as tokenwise_headline
 from retain.tokenwise import tokenwise
 
@@ -139,6 +142,23 @@ def calibrate(
     return {"total": _compared(foreseen["total"], total, variance**0.5), "tasks": tasks}
 
 
+def note(method: Method, task: str, rise: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell ``method`` what a training has cost; returns how it had read its gauge, and the factor from now on.
+
+    Args:
+        method: after ``end_task``.
+        task: the one just learned.
+        rise: the "total" of ``calibrate``.
+    """
+    before = method.factor
+    if before is None:
+        return {}
+    error = math.inf if rise["standard_error"] is None else rise["standard_error"]
+    method.calibrate(task, rise["foreseen"], rise["measured"], error)
+    after = method.factor or before
+    return (before.read(rise["foreseen"]) if before.boundaries else {}) | {"factor": asdict(after)}
+
+
 def doubts(calibration: Mapping[str, Any], strength: float, task: str, loss: float) -> list[str]:
     """What to tell a user of a protection that does nothing, or that leaves no room for anything else.
 
@@ -196,8 +216,14 @@ def in_words(rise: Mapping[str, Any]) -> str:
     """A measured rise beside what was foreseen of it, as a sentence's end."""
     error = "" if rise["standard_error"] is None else f" ± {rise['standard_error']:.3f}"
     if rise["ratio"] is None:
-        return f"changed by {rise['measured']:+.3f}{error}, no clear rise; foreseen {rise['foreseen']:+.2g}"
-    return f"rose by {rise['measured']:.3f}{error}; foreseen {rise['foreseen']:.2g}, {share_in_words(rise['ratio'])}"
+        words = f"changed by {rise['measured']:+.3f}{error}, no clear rise; foreseen {rise['foreseen']:+.2g}"
+    else:
+        words = (
+            f"rose by {rise['measured']:.3f}{error}; foreseen {rise['foreseen']:.2g}, {share_in_words(rise['ratio'])}"
+        )
+    if "calibrated" in rise:
+        words += f", calibrated {rise['calibrated']:.2g} ({rise['low']:.2g} to {rise['high']:.2g})"
+    return words
 
 
 def share_in_words(ratio: float) -> str:

@@ -28,7 +28,7 @@ from retain.ledger import LEDGER
 from retain.lora import adapter_parameters
 from retain.progress import StepBar, WorkBar
 from retain.provenance import begun, ended, opened
-from retain.results import calibrate, doubts, headline, record, results, row_losses
+from retain.results import calibrate, doubts, headline, note, record, results, row_losses
 from retain.task import Task
 from retain.workshop import LOSSES, METHOD, MODEL, Stage, Workshop, check_folder, choose_trainable, prepare, restore
 
@@ -86,33 +86,35 @@ def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar) -> None:
     """One stage from begin to done; ``last`` is the folder of the stage before."""
     clock, warned = _Clock(), list[str]()
     found: dict[str, Any] = {"boundary": {}, "warnings": warned}
-    foreseen, remembered = dict[str, float](), dict[str, float]()
+    foreseen, remembered, strength = dict[str, float](), dict[str, float](), 0.0
     if stage.task is not None:
-        found["steps"] = _train(shop, stage.task, stage, bar, warned)
+        found["steps"], found["history"] = _train(shop, stage.task, stage, bar, warned)
         clock.lap("train")
         bar.show(f"{stage.name}: measuring what it needs")
-        foreseen, remembered = shop.method.predicted_rise(), shop.method.remembered
+        foreseen, remembered, strength = shop.method.predicted_rise(), shop.method.remembered, shop.method.strength
         with _heard(warned):
             shop.method.end_task(stage.task)
         found["boundary"] = shop.method.boundary
         clock.lap("boundary")
     scores = _score(shop, stage, bar)
     if foreseen:
-        found["calibration"] = calibrate(foreseen, remembered, store.read_tensors(last / LOSSES), row_losses(scores))
+        compared = calibrate(foreseen, remembered, store.read_tensors(last / LOSSES), row_losses(scores))
+        compared["total"] |= note(shop.method, stage.name, compared["total"])
+        found["calibration"] = compared
         loss = store.read_json(last / "scores.json")["tasks"][stage.name]["loss"]
-        warned += doubts(found["calibration"], shop.method.strength, stage.name, loss)
+        warned += doubts(compared, strength, stage.name, loss)
     clock.lap("evaluate")
     _save(shop, stage, scores, found | {"seconds": clock.seconds})
 
 
-def _train(shop: Workshop, task: Task, stage: Stage, bar: WorkBar, warned: list[str]) -> int:
+def _train(shop: Workshop, task: Task, stage: Stage, bar: WorkBar, warned: list[str]) -> tuple[int, list[Any]]:
     choose_trainable(shop, stage.number)
     bar.show(f"{stage.name}: training")
     with _heard(warned):
         shop.method.begin_task(task)
-    how: dict[str, Any] = {"packing": shop.config.language.packing, "callbacks": [StepBar(bar, stage.work)]}
-    rate = shop.config.heads.learning_rate
-    return fit(shop.model, task, shop.method, stage.arguments, head_learning_rate=rate, **how)
+    rate, steps = shop.config.heads.learning_rate, StepBar(bar, stage.name, stage.work)
+    how: dict[str, Any] = {"packing": shop.config.language.packing, "callbacks": [steps]}
+    return fit(shop.model, task, shop.method, stage.arguments, head_learning_rate=rate, **how), steps.history
 
 
 def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Score]:

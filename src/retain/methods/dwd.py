@@ -20,9 +20,10 @@ from retain.fisher.forms.form import check_count
 from retain.fisher.running import Running, part_of, probes
 from retain.fisher.springs import Protect, Springs, seeing
 from retain.grouping import Assign, Units, group_factors, signatures, spectral_groups
-from retain.method import Method, check_strength, faded
+from retain.method import faded
 from retain.mistakes import Within
 from retain.nearest import did_you_mean
+from retain.protection import Protection, Strength, check_strength
 from retain.task import Task
 from retain.taskgraph import edges, fisher_overlaps, layer_features, linear_cka
 
@@ -33,7 +34,7 @@ CHOICES: dict[str, Any] = {"protect": get_args(Protect), "assign": get_args(Assi
 ESTIMATE, PROBE, CLUSTER, EDGE = range(4)  # what randomness is for
 
 
-class DWD(Method):
+class DWD(Protection):
     """Online EWC in which weights are protected group by group: strength/2 sum_j c_j F_j (theta_j - theta*_j)^2.
 
     Three parts, each of which can be left out. Without any of them it is Online EWC.
@@ -49,7 +50,7 @@ class DWD(Method):
 
     Args:
         model: a model from ``peft.get_peft_model``.
-        strength: lambda. None: 1e3 on factors and 1e4 on the update, as in ``ewc`` and a diagonal ``ewc-lora``.
+        strength: lambda, "auto" or a budget, as for ``ewc-lora``. None: 1e3 on factors and 1e4 on the update.
         decay: of Online EWC, in [0, 1].
         protect: theta is the LoRA "factors", or the "update" dW = s B A, which depends on no gauge and whose F is as
             large as the adapted weights. Linear layers beside the adapter belong to either.
@@ -71,7 +72,7 @@ class DWD(Method):
         seed: of rows, labels and clusters.
     """
 
-    STATE = ("fisher", "anchor", "members", "factors", "nodes", "moved", "trained")
+    STATE = ("fisher", "anchor", "members", "factors", "nodes", "trained", *Protection.STATE)
     guards = True
     FISHER: dict[str, Any] = {"form": "diagonal", "samples": 1000}
     knob = ("strength", (1e1, 1e2, 1e3, 1e4, 1e5))
@@ -80,7 +81,7 @@ class DWD(Method):
         self,
         model: nn.Module,
         *,
-        strength: float | None = None,
+        strength: Strength | None = None,
         decay: float = 1.0,
         protect: Protect = "factors",
         running: float | None = 0.9,
@@ -97,12 +98,11 @@ class DWD(Method):
         fisher: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, seed=seed)
         numbers = {"every": every, "units": units, "probes": probes, "rows": rows, "groups": groups, "at_once": at_once}
         scales = {"exponent": exponent, "attraction": attraction}
         names = {"protect": protect, "assign": assign, "graph": graph}
         self.check(**numbers, **names, strength=strength, decay=decay, running=running, fisher=fisher, **scales)
-        self.strength = STRENGTHS[protect] if strength is None else strength
+        super().__init__(model, strength=strength, default=STRENGTHS[protect], seed=seed)
         self.decay, self.running, self.every = decay, running, every
         self.groups, self.exponent, self.assign, self.units = groups, exponent, assign, units
         self.probes, self.rows, self.graph, self.attraction, self.at_once = probes, rows, graph, attraction, at_once
@@ -148,24 +148,22 @@ class DWD(Method):
 
     @property
     def growth(self) -> int:
-        if self.graph is None:
-            return 0
-        return self.springs.value_bytes + (self.springs.importance_bytes if self.graph == "fisher" else 0)
+        importance = self.springs.importance_bytes if self.graph == "fisher" else 0
+        return self.springs.value_bytes + importance if self.graph else 0
 
     @property
     def remembered(self) -> dict[str, float]:
         return faded(self.learned, self.decay)
 
     def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
         self.warn_unprotected(self.springs.anchored)
-        self._start, self._task, self._steps = self.springs.here(), task, 0
+        self._start, self._task, self._steps, self.edges = self.springs.here(), task, 0, {}
         self._running = None if self.running is None else Running(self.running)
-        self.edges, self._pull = {}, None
-        if self.nodes and self.graph:
-            self._pull = self._tied(task)
+        self._pull = self._tied(task) if self.nodes and self.graph else None
 
     def extra_loss(self) -> Tensor | float:
-        return self.strength * self._rise() if self.fisher and self.strength else 0.0
+        return self.multiplier.weigh(self._rise()) if self.fisher and self.multiplier.given != 0 else 0.0
 
     @torch.no_grad()
     def predicted_rise(self) -> dict[str, float]:
@@ -177,6 +175,7 @@ class DWD(Method):
 
     def after_step(self) -> None:
         """Every so many steps, estimate F here."""
+        super().after_step()
         if self._task is None or self._running is None:
             return
         self._steps += 1
@@ -206,15 +205,16 @@ class DWD(Method):
         super().end_task(task)
 
     def progress(self) -> dict[str, Tensor]:
-        if self._running is None:
-            return {}
-        return self._running.state() | {"steps": torch.tensor(self._steps)}
+        steps = {"steps": torch.tensor(self._steps)}
+        return super().progress() | ({} if self._running is None else self._running.state() | steps)
 
     def load_progress(self, state: Mapping[str, Tensor]) -> None:
-        if self._running is None or "steps" not in state:
+        super().load_progress({key: tensor for key, tensor in state.items() if key.startswith("multiplier")})
+        if (self._running is None) == ("steps" in state):
             raise ValueError("the progress of a training is of another method, or of another value of `running`")
-        self._running.load(state, self.springs.names, next(self.model.parameters()).device)
-        self._steps = int(state["steps"])
+        if self._running is not None:
+            self._running.load(state, self.springs.names, next(self.model.parameters()).device)
+            self._steps = int(state["steps"])
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """As of every method. Also refused is a state that would protect nothing, or that has other keywords."""

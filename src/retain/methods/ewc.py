@@ -19,12 +19,15 @@ from retain.fisher.choice import choose
 from retain.fisher.estimate import sweep_parameters
 from retain.fisher.forms import FORMS
 from retain.fisher.springs import seeing
-from retain.method import Method, check_strength, faded
+from retain.method import faded
 from retain.mistakes import Within
+from retain.protection import Protection, Strength, check_strength
 from retain.task import Task, precise
 
+DEFAULT = 1e3  # strength, measured in docs/methods.md
 
-class EWC(Method):
+
+class EWC(Protection):
     """Springs to earlier weights: strength/2 sum_i sum_j F_ij (theta_j - theta*_ij)^2 over the finished tasks i.
 
     The sum over tasks is kept exactly in constant storage: S = sum F_i, the mean m = sum F_i theta*_i / S, and the
@@ -32,8 +35,8 @@ class EWC(Method):
 
     Args:
         model: a peft model, or any module (see ``parameters``).
-        strength: lambda. 1 weighs a nat lost on an earlier task like a nat on the new one, as far as a diagonal
-            Fisher sees it.
+        strength: lambda, "auto" or a budget, as for ``ewc-lora``. 1 weighs a nat lost on an earlier task like a nat on
+            the new one, as far as a diagonal Fisher sees it.
         decay: None keeps every task's own anchor (EWC). A number in [0, 1] is Online EWC's gamma: F <- gamma F +
             F_t, and the only anchor is the last one. (Where gamma also multiplies F inside the penalty, as in the
             paper, use strength * gamma.)
@@ -45,7 +48,7 @@ class EWC(Method):
         seed: of the Fisher pass.
     """
 
-    STATE = ("fisher", "anchor", "constant", "level", "moved")
+    STATE = ("fisher", "anchor", "constant", "level", *Protection.STATE)
     guards = True
     FISHER: dict[str, Any] = {"form": "diagonal", "samples": 1000}
     needs_adapter = False
@@ -55,15 +58,15 @@ class EWC(Method):
         self,
         model: nn.Module,
         *,
-        strength: float = 1e3,
+        strength: Strength = DEFAULT,
         decay: float | None = None,
         parameters: Sequence[str] | None = None,
         fisher: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, seed=seed)
         self.check(strength=strength, decay=decay, fisher=fisher)
-        self.strength, self.decay = strength, decay
+        super().__init__(model, strength=strength, default=DEFAULT, seed=seed)
+        self.decay = decay
         self.choice = choose(fisher, self.FISHER)
         self.parameters = self._chosen(parameters)
         self.fisher: dict[str, Tensor] = {}
@@ -91,10 +94,14 @@ class EWC(Method):
         return faded(self.learned, 1.0 if self.decay is None else self.decay)
 
     def begin_task(self, task: Task) -> None:
+        super().begin_task(task)
         self._start = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     def extra_loss(self) -> Tensor | float:
-        return self.strength * torch.stack(self._springs()).sum() if self.fisher else 0.0
+        if not self.fisher:
+            return 0.0
+        penalty = torch.stack(self._springs()).sum()
+        return self.multiplier.weigh(penalty - torch.stack([*self.level.values()]).sum(), penalty)
 
     @torch.no_grad()
     def predicted_rise(self) -> dict[str, float]:

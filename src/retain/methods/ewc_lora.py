@@ -16,8 +16,9 @@ from retain.fisher.forms import FORMS, Form
 from retain.fisher.forms.kronecker import is_low
 from retain.fisher.penalty import difference
 from retain.linalg import squared_norm
-from retain.method import Method, Mode, check_mode, check_strength, faded
+from retain.method import Mode, check_mode, faded
 from retain.mistakes import Within
+from retain.protection import Protection, Strength, check_strength
 from retain.task import Task, precise
 
 Factors = tuple[Tensor, Tensor]
@@ -33,7 +34,7 @@ class Importances:
     beside: dict[str, Tensor]
 
 
-class EWCLoRA(Method):
+class EWCLoRA(Protection):
     """A spring on the weight change itself, strength <D, F D> / 2, whatever the factors that make it.
 
     F, per site, is the Fisher information of the weight (out, in), in the form that ``fisher`` names; F <- decay F +
@@ -49,8 +50,9 @@ class EWCLoRA(Method):
     Args:
         model: a model from ``peft.get_peft_model``.
         strength: lambda (the paper's letter): 1 weighs a nat that the form foresees like a nat gained on the new task.
-            None: what was measured with the form and its temperature, 10 for "kronecker" and 1e4 for the others
-            (docs/methods.md). The reference's 1e7 belongs to squared batch means and is some batch sizes too large.
+            None: what was measured with the form and its temperature, 10 for "kronecker" and 1e4 for the others;
+            the reference's 1e7 belongs to squared batch means. "auto" weighs a nat that is lost like a nat gained, as
+            far as is known; ``{"budget": nats}`` finds what keeps the rise within that (docs/strength.md).
         decay: gamma in [0, 1]; the paper's plateau is 0.3 to 0.9.
         mode: see above.
         rank: of the past in mode "merge"; the relative error of each cut is in ``boundary["fold_error"]``.
@@ -65,7 +67,7 @@ class EWCLoRA(Method):
         seed: of the Fisher pass and of fresh adapters.
     """
 
-    STATE = ("fisher", "anchor", "springs", "sketches", "moved", "trained")
+    STATE = ("fisher", "anchor", "springs", "sketches", "trained", *Protection.STATE)
     guards = True
     knob = ("strength", (1.0, 3.0, 10.0, 30.0, 100.0))
     FISHER: dict[str, Any] = {"form": "kronecker", "samples": 1000, "sketches": None}
@@ -74,7 +76,7 @@ class EWCLoRA(Method):
         self,
         model: nn.Module,
         *,
-        strength: float | None = None,
+        strength: Strength | None = None,
         decay: float = 1.0,
         mode: Mode = "shared",
         rank: int | None = None,
@@ -82,11 +84,10 @@ class EWCLoRA(Method):
         fisher: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, seed=seed)
         self.check(strength=strength, decay=decay, mode=mode, rank=rank, accumulate=accumulate, fisher=fisher)
-        self.decay, self.mode, self.rank, self.accumulate = decay, mode, rank, accumulate
         self.choice = self._choice(fisher)
-        self.strength = DEFAULTS[self.choice.name][1] if strength is None else strength
+        super().__init__(model, strength=strength, default=DEFAULTS[self.choice.name][1], seed=seed)
+        self.decay, self.mode, self.rank, self.accumulate = decay, mode, rank, accumulate
         self.forms: dict[str, Form] = {}
         self.anchor: dict[str, dict[str, Tensor]] = {}
         self.springs: dict[str, dict[str, Tensor]] = {}
@@ -106,10 +107,10 @@ class EWCLoRA(Method):
             )
         choice = cls._choice(keywords["fisher"])
         temperature, own = choice.sweep["temperature"], DEFAULTS[choice.name][0]
-        if keywords["strength"] is None and temperature != own:
+        if not isinstance(keywords["strength"], int | float) and temperature != own:
             raise ValueError(
-                f"strength must be given with fisher.temperature={temperature}: the default of {choice.name!r} was "
-                f"measured at {own}, and importance is larger at higher temperatures"
+                f"strength must be given as a number with fisher.temperature={temperature}: what is known of "
+                f"{choice.name!r} was measured at {own}, and importance is larger at higher temperatures"
             )
 
     @property
@@ -160,13 +161,12 @@ class EWCLoRA(Method):
     def begin_task(self, task: Task) -> None:
         if task.name == "total" and self.choice.own["sketches"]:
             raise ValueError("with sketches no task can be called 'total': that is the sum in predicted_rise")
+        super().begin_task(task)
         self.warn_unprotected(self.springs)
         self._start = {n: (s.B.detach().clone(), s.A.detach().clone()) for n, s in self.sites.items()}
 
     def extra_loss(self) -> Tensor | float:
-        if not self.forms or self.strength == 0:
-            return 0.0
-        return self.strength * self._rise(self._total)
+        return self.multiplier.weigh(self._rise(self._total)) if self.forms and self.multiplier.given != 0 else 0.0
 
     @torch.no_grad()
     def predicted_rise(self) -> dict[str, float]:

@@ -1,0 +1,115 @@
+"""What a foreseen nat weighs in the loss: a number, the gauge's factor, or what keeps the rise within a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from retain.mistakes import Within, check_names
+
+Strength = float | Literal["auto"] | Mapping[str, float]
+
+RATE = 0.1  # of the logarithm a step, where the rise is a factor e or more from what is allowed
+STEEP = 10.0  # times the multiplier: the most that a rise beyond what is allowed weighs
+REACH = 1e4  # either way of where it starts, the furthest that a multiplier goes
+
+
+class Multiplier:
+    """lambda of ``loss + lambda R``, R being the foreseen rise.
+
+    Three kinds: a number; "auto", the gauge's factor, so that a nat lost weighs like a nat gained; or, with a budget b,
+    that of min loss s.t. c R <= b, c the gauge's factor. The last is found while training, by dual ascent on
+    its logarithm,
+
+        log lambda <- log lambda + RATE clip(log(c R / b), -1, 1)          after every optimizer step,
+
+    and weighs min(c R / b, STEEP) lambda R: at the constraint the Lagrangian's gradient, below it less and beyond it
+    more, which damps the swings of an ascent whose weights answer late. Log-multipliers as in GECO (arXiv 1810.00597),
+    the damping as the proportional part of a PID Lagrangian (arXiv 2007.03964).
+
+    Attributes:
+        allowed: of R, in the units of R; infinite without a budget.
+        steps: that the multiplier has made in the present task.
+    """
+
+    def __init__(self, strength: Strength, default: float) -> None:
+        self.given, self.default = strength, default
+        self.fixed = float(strength) if isinstance(strength, int | float) else default
+        self.allowed, self.steps, self._weighed = math.inf, 0, False
+        self.log, self.rise = torch.tensor(math.log(self.fixed or 1.0)), torch.tensor(0.0)
+
+    @property
+    def budget(self) -> float | None:
+        """In nats, if there is one."""
+        return float(self.given["budget"]) if isinstance(self.given, Mapping) else None
+
+    @property
+    def value(self) -> float:
+        """What the next foreseen nat weighs."""
+        return self.fixed if self.budget is None else float(self._weight(self.rise))
+
+    def begin(self, factor: float) -> None:
+        """A task begins, and a foreseen nat stands for ``factor`` measured ones."""
+        if self.given == "auto":
+            self.fixed = factor
+        elif self.budget is not None:
+            self.allowed, self.steps = self.budget / factor, 0
+            self.rise = torch.zeros_like(self.rise)
+
+    def weigh(self, rise: Tensor, penalty: Tensor | None = None) -> Tensor:
+        """What R adds to the loss. ``penalty``, if it is not R itself, differs from it by a constant."""
+        penalty = rise if penalty is None else penalty
+        if self.budget is None:
+            return self.fixed * penalty
+        self._weighed = True
+        self.rise, self.log = rise.detach().float(), self.log.to(rise.device)
+        return self._weight(self.rise).to(penalty.dtype) * penalty
+
+    def step(self) -> None:
+        """The optimizer has stepped on what was weighed last."""
+        if not self._weighed:
+            return
+        error = torch.log(self.rise.clamp(min=1e-30) / self.allowed).clamp(-1, 1)
+        start, reach = math.log(self.default), math.log(REACH)
+        self.log = (self.log + RATE * error).clamp(start - reach, start + reach)
+        self.steps, self._weighed = self.steps + 1, False
+
+    def state(self) -> dict[str, Tensor]:
+        """What has changed since ``begin``; empty without a budget."""
+        if self.budget is None:
+            return {}
+        return {"multiplier": torch.stack([self.log, self.rise]), "multiplier_steps": torch.tensor(self.steps)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what ``state`` gave."""
+        self.log, rise = state["multiplier"].unbind()
+        self.rise, self.steps = rise, int(state["multiplier_steps"])
+
+    def _weight(self, rise: Tensor) -> Tensor:
+        return self.log.exp() * (rise / self.allowed).clamp(0, STEEP)
+
+
+def check_strength(strength: Any) -> None:
+    """Refuse a strength that is no number of at least 0, not "auto", and no budget above 0.
+
+    Raises:
+        ValueError: what came and what is allowed.
+    """
+    if strength is None or strength == "auto":
+        return
+    if isinstance(strength, Mapping):
+        try:
+            check_names(strength, ["budget"], "strength")
+        except ValueError as error:
+            raise Within("strength", error) from None
+        budget = strength.get("budget")
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+            raise Within("strength.budget", f"{budget!r} is not allowed; expected nats above 0")
+    elif isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise Within("strength", f"{strength!r} is not allowed; expected a number, 'auto' or {{budget: nats}}")
+    elif not 0 <= strength < math.inf:
+        raise ValueError(f"strength must be at least 0 and finite, got {strength}")

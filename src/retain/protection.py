@@ -1,0 +1,145 @@
+"""What methods share that put springs on earlier tasks: how strong, what came of it, and when it is too much."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from retain.gauge import Factor, factor
+from retain.method import Method
+from retain.multiplier import Multiplier
+from retain.multiplier import Strength as Strength
+from retain.multiplier import check_strength as check_multiplier
+from retain.task import Task
+
+# Of the first task's movement: a later task that moves the weights less is held fast.
+FROZEN = 0.03
+# Times what a budget allows: a rise beyond is worth a warning.
+MISSED = 1.25
+
+
+class Protection(Method):
+    """A method that adds strength x the foreseen rise to the loss.
+
+    Attributes:
+        default: the strength if none is given, and the factor that is expected between foreseen and measured nats.
+        multiplier: what a foreseen nat weighs, see ``retain.multiplier``.
+        calibration: of each training after the first, by the task that it learned: the rise that was foreseen, the rise
+            that was measured, its standard error (3,).
+        reached: the logarithm of the multiplier at the last boundary, by the latest task; empty without a budget.
+        moved: of what was trained first, by name: the square of how far it moved, and on how many rows.
+    """
+
+    STATE: ClassVar[tuple[str, ...]] = ("calibration", "reached", "moved")
+
+    def __init__(self, model: nn.Module, *, strength: Strength | None, default: float, seed: int = 0) -> None:
+        super().__init__(model, seed=seed)
+        self.default = default
+        self.multiplier = Multiplier(default if strength is None else strength, default)
+        self.calibration: dict[str, Tensor] = {}
+        self.reached: dict[str, Tensor] = {}
+        self.moved: dict[str, Tensor] = {}
+
+    @property
+    def strength(self) -> float:  # type: ignore[override]
+        """What a foreseen nat weighs just now."""
+        return self.multiplier.value
+
+    @property
+    def factor(self) -> Factor:
+        """Measured nats that a foreseen one stands for, after what was measured so far."""
+        return factor((entry.tolist() for _, entry in sorted(self.calibration.items())), self.default)
+
+    def reading(self) -> dict[str, float]:
+        """Of ``predicted_rise`` the total and each task that is told apart; calibrated once a rise was measured."""
+        rises = self.predicted_rise()
+        if not rises:
+            return {}
+        found = {"foreseen_rise": rises.pop("total")}
+        found |= {f"foreseen_rise/{name}": rise for name, rise in rises.items()}
+        if self.calibration:
+            found["calibrated_rise"] = self.factor.read(found["foreseen_rise"])["calibrated"]
+        if self.multiplier.budget is not None:
+            found["strength"] = self.strength
+        return found
+
+    def calibrate(self, task: str, foreseen: float, measured: float, error: float) -> None:
+        self.calibration[task] = torch.tensor([foreseen, measured, error])
+
+    def begin_task(self, task: Task) -> None:
+        self.multiplier.log = next(iter(self.reached.values()), self.multiplier.log)
+        self.multiplier.begin(self.factor.middle)
+
+    def after_step(self) -> None:
+        self.multiplier.step()
+
+    def end_task(self, task: Task) -> None:
+        if self.learned and (budget := self.multiplier.budget) is not None:
+            self._settle(task, budget)
+            self.reached = {task.name: self.multiplier.log}
+        super().end_task(task)
+
+    def progress(self) -> dict[str, Tensor]:
+        return self.multiplier.state() if self.learned else {}
+
+    def load_progress(self, state: Mapping[str, Tensor]) -> None:
+        if Protection.progress(self).keys() != state.keys():
+            raise ValueError("the progress of a training is of another method, or of another kind of `strength`")
+        if state:
+            self.multiplier.load(state)
+
+    def _settle(self, task: Task, budget: float) -> None:
+        """Say how the budget was kept, and warn if it was not."""
+        multiplier = self.multiplier
+        if not multiplier.steps:
+            warnings.warn(
+                f"strength: {{budget: {budget:g}}} has not been looked after: no step was told to the method while "
+                f"{task.name!r} trained; call attach(optimizer, method)",
+                stacklevel=4,
+            )
+            return
+        used = float(multiplier.rise) / multiplier.allowed
+        self.boundary["budget_used"] = used
+        if used > MISSED:
+            warnings.warn(
+                f"the budget of {budget:g} nats could not be kept while {task.name!r} trained: {used * budget:.2g} is "
+                "the best that was reached. The learning rate is too high for it, or the training too short",
+                stacklevel=4,
+            )
+
+    def compare_movement(self, squares: Mapping[str, float], task: Task) -> None:
+        """Warn if ``task`` has hardly moved the weights, compared with the first task, when nothing held them yet.
+
+        Fewer rows may move them less. The ratio of both movements goes into ``boundary["moved"]``.
+
+        Args:
+            squares: ||change||^2 since the last boundary, of everything that is protected, by name.
+            task: the one just trained on.
+        """
+        rows = len(task.order())
+        if not self.number:
+            self.moved = {name: torch.tensor([square, rows]) for name, square in squares.items()}
+        if not self.number or not self.moved or not any(float(first[0]) for first in self.moved.values()):
+            return
+        first = math.fsum(float(square) for square, _ in self.moved.values()) ** 0.5
+        moved = math.fsum(squares.values()) ** 0.5
+        self.boundary["moved"] = moved / first
+        fewer = min(1.0, rows / max(float(n) for _, n in self.moved.values()))
+        if self.strength and 0 < moved < FROZEN * fewer * first:
+            warnings.warn(
+                f"{task.name!r} has moved the weights by {moved / first:.1%} of what the first task moved them: the "
+                f"protection has frozen the model. method.strength is {self.strength:g}: lower it",
+                stacklevel=3,
+            )
+
+
+def check_strength(strength: Any, decay: float | None) -> None:
+    """Refuse a strength that is none (see ``retain.multiplier``) and a decay outside [0, 1]."""
+    check_multiplier(strength)
+    if decay is not None and not 0 <= decay <= 1:
+        raise ValueError(f"decay must lie in [0, 1], got {decay}")
