@@ -32,10 +32,7 @@ RULES: dict[str, Make] = {
     "dwd, running": partial(DWD, every=1, rows=4, probes=4, graph="fisher"),
     "dwd, features": partial(DWD, groups="auto", probes=4, graph="features"),
     "dwd, on the update": partial(DWD, protect="update", every=1, rows=4, probes=4, graph="fisher"),
-    "ewc-lora, auto": partial(EWCLoRA, strength="auto"),
-    "ewc-lora, within a budget": partial(EWCLoRA, strength={"budget": 0.01}),
-    "ewc, within a budget": partial(EWC, strength={"budget": 0.01}),
-    "dwd, within a budget": partial(DWD, strength={"budget": 0.01}, probes=4),
+    **{f"{name}, budget": partial(METHODS[name], strength={"budget": 0.01}) for name in ("ewc", "ewc-lora", "dwd")},
     "share, dense": partial(Share, components=3, temporary=1, core="dense"),
 }
 FORMS: dict[str, Make] = {
@@ -204,9 +201,6 @@ def test_training_moves_the_adapter(make: Make) -> None:
     assert any(not torch.equal(before[n], after[n]) for n in before) and all(d.abs().max() > 0 for d in folded.values())
 
 
-every_protection = each(PROTECTING)
-
-
 @cache
 def sequential(**options: Any) -> list[dict[str, Tensor]]:
     """The weights after the first and the second task without protection."""
@@ -217,7 +211,7 @@ def sequential(**options: Any) -> list[dict[str, Tensor]]:
     return found
 
 
-@every_protection
+@each(PROTECTING)
 def test_on_the_first_task_and_without_strength_it_is_sequential_to_the_bit_and_else_it_is_not(make: Make) -> None:
     chosen = make.keywords if isinstance(make, partial) else {}
     first, second = sequential(**{key: value for key, value in chosen.items() if key in ("mode", "rank")})
@@ -228,7 +222,7 @@ def test_on_the_first_task_and_without_strength_it_is_sequential_to_the_bit_and_
     same(parameters(learned(partial(make, strength=0.0), A, B)), second)
 
 
-@every_protection
+@each(PROTECTING)
 def test_the_foreseen_rise_starts_at_zero_after_every_boundary_and_is_what_the_penalty_weighs(make: Make) -> None:
     method = make(steady_bert(), seed=0)
     assert method.predicted_rise() == {}
