@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		"retain needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -c constraints.txt -e ".[demo,vision,dev,docs]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[demo,vision,dev,docs,trl]"
 	@touch $@
 
 lint: $(INSTALLED)  ## Check style and formatting with ruff

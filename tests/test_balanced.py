@@ -14,7 +14,7 @@ from adapters import CASES, generator, outputs
 from retain import EBLoRA, Sequential
 from retain.balanced import Balanced, balance, originals
 from retain.callback import ContinualCallback
-from retain.checkpoints import ORIGINALS
+from retain.checkpoints import ORIGINALS, write_beside
 from retain.lora import load_adapter, sites
 
 
@@ -89,8 +89,7 @@ def test_what_factors_are_made_of_goes_beside_a_checkpoint_and_comes_back_to_the
     method, other = (EBLoRA(CASES["bert"].model()) for _ in range(2))
     checkpoint = tmp_path / "checkpoint-3"
     checkpoint.mkdir()
-    arguments, state = TrainingArguments(str(tmp_path), report_to="none"), TrainerState(global_step=3)
-    ContinualCallback(method).on_save(arguments, state, None)
+    write_beside(tmp_path / "checkpoint-3", method, {})
     assert len(load_file(checkpoint / ORIGINALS)) == 2 * len(method.sites)
     for name, site in other.sites.items():
         site.set_factors(method.sites[name].B.detach() * (1 + 1e-7), site.A.detach())
@@ -105,18 +104,16 @@ def test_originals_that_are_missing_or_of_another_training_are_left_with_a_warni
     with pytest.warns(UserWarning, match="originals.safetensors is missing or of another training"):
         continued(method, tmp_path)
     (tmp_path / "checkpoint-3").mkdir()
-    arguments, state = TrainingArguments(str(tmp_path), report_to="none"), TrainerState(global_step=3)
     other = EBLoRA(CASES["bert"].model())
     for site in other.sites.values():
         site.set_factors(2 * site.B.detach(), site.A.detach())
-    ContinualCallback(other).on_save(arguments, state, None)
+    write_beside(tmp_path / "checkpoint-3", other, {})
     with pytest.warns(UserWarning, match="is missing or of another training"):
         continued(method, tmp_path)
     assert all(torch.equal(site.B, before[name]) for name, site in method.sites.items())
 
 
 def test_without_parametrised_factors_nothing_is_written(tmp_path: Path) -> None:
-    method, state = Sequential(CASES["bert"].model()), TrainerState(global_step=3)
-    arguments = TrainingArguments(str(tmp_path), report_to="none")
-    ContinualCallback(method).on_save(arguments, state, None)
+    method = Sequential(CASES["bert"].model())
+    write_beside(tmp_path / "checkpoint-3", method, {})
     assert list(tmp_path.iterdir()) == []

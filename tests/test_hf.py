@@ -143,7 +143,7 @@ def test_an_optimizer_that_cannot_be_hooked_is_refused_by_name(tmp_path: Path) -
         optimizers=(Lomo(method.param_groups(), lr=0.1), None),
         callbacks=[ContinualCallback(method)],
     )
-    with pytest.raises(ValueError, match="Lomo has no step that can be hooked; use AdamW"):
+    with pytest.raises(ValueError, match="Lomo has no step that can be hooked: it steps inside backward.*; use AdamW"):
         trainer.train()
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from retain.callback import ContinualCallback
     from retain.guard import learn_base
     from retain.hooks import attach
+    from retain.learn import learn
     from retain.lora import Site, sites
     from retain.method import Method
     from retain.methods import METHODS
@@ -55,6 +56,7 @@ __all__ = [
     "attach",
     "export",
     "joined",
+    "learn",
     "learn_base",
     "sites",
 ]
@@ -63,6 +65,7 @@ _HOMES = {
     "retain.callback": "ContinualCallback",
     "retain.guard": "learn_base",
     "retain.hooks": "attach",
+    "retain.learn": "learn",
     "retain.lora": "Site sites",
     "retain.method": "Method",
     "retain.methods": "METHODS",

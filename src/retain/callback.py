@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from retain.checkpoints import ORIGINALS, PROGRESS, checkpoint_folder, originals, restore_originals, restore_progress
-from retain.hooks import attach
+from retain.checkpoints import checkpoint_folder, restore_beside, write_beside
+from retain.hooks import attach, stepping
+from retain.lora import adapter_parameters
 from retain.method import Method
-from retain.store import write_tensors
 
 
 class ContinualCallback(TrainerCallback):
@@ -19,22 +20,36 @@ class ContinualCallback(TrainerCallback):
 
     The extra loss is differentiated once per optimizer step, before the first micro-batch, so that accumulation
     does not multiply it, and clipping and the gradient scaler see it with the rest. Call ``method.begin_task``
-    before the optimizer is built and ``method.end_task`` after training.
+    before the optimizer is built and ``method.end_task`` after training; ``retain.learn`` does both.
 
     Trainer's checkpoints hold stock factors. What a parametrised factor is made of does not come back from them to the
-    bit, so it is written beside them, and read when Trainer continues. So is what a method measures while it trains.
+    bit, so it is written beside them, before Trainer declares a checkpoint whole, and read when it continues. So is
+    what a method measures while it trains.
 
     What Trainer logs has the method's gauge in it (``Method.reading``). Trackers stand before a user's callbacks: for
     them to hear of it, call ``lead(trainer)``.
+
+    Args:
+        method: sits beside the optimizer from the beginning of the training to its end.
+        tokens: target tokens of an example, on average, where the training loss is a mean over tokens. An extra loss
+            that is ``strength`` times a rise in nats per example is divided by it: both are in one unit.
+        began: the ``checkpoints.boundary`` before ``begin_task``, for ``restore_boundary`` to start from in a new
+            process; left out where that is kept elsewhere.
+        checkpoint: what the training continues from, if that does not lie in the trainer's own ``output_dir``.
     """
 
-    def __init__(self, method: Method, tokens: float = 1.0) -> None:
-        """``tokens``: target tokens of an example, on average, where the training loss is a mean over tokens.
-
-        An extra loss that is ``strength`` times a rise in nats per example is divided by it: both are in one unit.
-        """
+    def __init__(
+        self,
+        method: Method,
+        tokens: float = 1.0,
+        *,
+        began: Mapping[str, Tensor] | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> None:
         self.method, self.share = method, 1 / tokens if method.strength else 1.0
+        self.began, self.checkpoint = began or {}, checkpoint
         self.handles: list[Any] = []
+        self.frozen: list[nn.Parameter] = []
         self.scaler: Any = None
 
     def lead(self, trainer: Any) -> None:
@@ -49,19 +64,25 @@ class ContinualCallback(TrainerCallback):
         state.log_history[-1] |= reading
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, optimizer: Any, **_: Any) -> None:
-        if isinstance(optimizer, AcceleratedOptimizer):
-            self.scaler, optimizer = optimizer.scaler, optimizer.optimizer
+        self.detach()
+        optimizer, self.scaler = stepping(optimizer)
         self.handles = attach(optimizer, self.method)
-        if state is not None and state.global_step:
-            restore_originals(self.method, checkpoint_folder(args, state))
-            restore_progress(self.method, checkpoint_folder(args, state))
+        owned = adapter_parameters(self.method.model).values() if self.method.sites else ()
+        self.frozen = [p for p in owned if not p.requires_grad]
+        if state is None:
+            return
+        if state.global_step:
+            restore_beside(Path(self.checkpoint or checkpoint_folder(args, state)), self.method)
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for file, found in ((ORIGINALS, originals(self.method)), (PROGRESS, self.method.progress())):
-            if found and state.is_world_process_zero:
-                write_tensors(checkpoint_folder(args, state) / file, found)
+        # Of all that Trainer does between a checkpoint's first file and its last, this alone can be seen from here.
+        def write(_: Any) -> None:
+            if control.should_save and state.is_world_process_zero:
+                write_beside(checkpoint_folder(args, state), self.method, self.began)
+
+        self.handles.append(optimizer.register_state_dict_pre_hook(write))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._freeze()
         self.method.model.train()  # which Trainer does only before its own forward
         if state is not None:
             self.method.steps = state.global_step
@@ -70,6 +91,19 @@ class ContinualCallback(TrainerCallback):
             loss = loss * self.share if self.share != 1 else loss
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._freeze()
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Leave the optimizer alone, also after a training that did not reach its end."""
         for handle in self.handles:
             handle.remove()
+        self.handles = []
+
+    def _freeze(self) -> None:
+        """Switching adapters, as TRL does for a reference, makes all of the active one trainable again."""
+        for parameter in self.frozen:
+            parameter.requires_grad_(False)

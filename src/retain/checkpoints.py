@@ -1,23 +1,82 @@
-"""What lies beside the checkpoints of a transformers Trainer: a training that was stopped goes on to the bit."""
+"""What lies beside the checkpoints of a transformers Trainer: a training that was stopped goes on to the bit.
+
+Trainer writes its own state last, so a checkpoint counts as whole once that can be read. Ours is written before.
+"""
 
 from __future__ import annotations
 
-import shutil
+import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from retain.lora import adapter_parameters
+from retain.lora import adapter_parameters, is_adapted
 from retain.method import Method
+from retain.store import read_tensors, write_tensors
 
-# Beside a checkpoint of Trainer: what parametrised factors are made of, and what the method has measured on the way.
-ORIGINALS, PROGRESS = "originals.safetensors", "progress.safetensors"
+# What parametrised factors are made of, what the method has measured on the way, and where the task began.
+ORIGINALS, PROGRESS, BOUNDARY = "originals.safetensors", "progress.safetensors", "boundary.safetensors"
+MODEL, STATE = "model/", "state/"
+
+
+def boundary(method: Method) -> dict[str, Tensor]:
+    """Where the next task begins, flat: what trains, and the state of ``method``. Take it before ``begin_task``."""
+    model = {MODEL + name: p.detach().clone() for name, p in _owned(method.model).items()}
+    return model | {STATE + key: tensor.clone() for key, tensor in method.state_dict().items()}
+
+
+@torch.no_grad()
+def restore_boundary(method: Method, checkpoint: str | Path) -> None:
+    """Put model and method back to where the task began in whose middle ``checkpoint`` was written.
+
+    Call it before ``begin_task``, on a model and a method made as they were made then.
+
+    Raises:
+        StoreError: the file is missing or damaged.
+        ValueError: it is of another model or method.
+    """
+    path, parameters = Path(checkpoint) / BOUNDARY, _owned(method.model)
+    kept = read_tensors(path)
+    method.load_state_dict({k.removeprefix(STATE): v for k, v in kept.items() if k.startswith(STATE)})
+    model = {k.removeprefix(MODEL): v for k, v in kept.items() if k.startswith(MODEL)}
+    shapes = {name: p.shape for name, p in parameters.items()}
+    if {name: tensor.shape for name, tensor in model.items()} != shapes:
+        raise ValueError(f"{path}: its parameters are not those of this model, made anew for {type(method).__name__}")
+    for name, parameter in parameters.items():
+        parameter.copy_(model[name])
+
+
+def write_beside(checkpoint: Path, method: Method, began: Mapping[str, Tensor]) -> None:
+    """Write what Trainer does not; ``began`` is the ``boundary`` before the task, empty where it is kept elsewhere."""
+    for file, found in ((ORIGINALS, originals(method)), (PROGRESS, method.progress()), (BOUNDARY, began)):
+        if found:
+            write_tensors(checkpoint / file, found)
+
+
+def restore_beside(checkpoint: Path, method: Method) -> None:
+    """Take back what was written beside ``checkpoint``, whose stock factors Trainer has loaded.
+
+    Raises:
+        ValueError: it was written after other tasks than ``method`` has learned.
+    """
+    if (path := checkpoint / BOUNDARY).exists():
+        before = {
+            key.removeprefix(f"{STATE}learned/") for key in read_tensors(path) if key.startswith(f"{STATE}learned/")
+        }
+        if before != method.learned.keys():
+            raise ValueError(
+                f"{checkpoint} was written after {_listed(before)}, and this method has learned "
+                f"{_listed(method.learned)}: use retain.learn, or call retain.checkpoints.restore_boundary(method, "
+                "checkpoint) before begin_task"
+            )
+    restore_originals(method, checkpoint)
+    restore_progress(method, checkpoint)
 
 
 def originals(method: Method) -> dict[str, nn.Parameter]:
@@ -39,7 +98,7 @@ def restore_originals(method: Method, checkpoint: Path) -> None:
         return
     loaded = {name: site.B.detach().clone() for name, site in method.sites.items()}
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    kept = load_file(path) if path.exists() else {}
+    kept = read_tensors(path) if path.exists() else {}
     if kept.keys() == parameters.keys():
         for name, p in parameters.items():
             p.copy_(kept[name])
@@ -58,7 +117,7 @@ def restore_progress(method: Method, checkpoint: Path) -> None:
     if not method.progress():
         return
     if (path := checkpoint / PROGRESS).exists():
-        method.load_progress(load_file(path))
+        method.load_progress(read_tensors(path))
     else:
         warnings.warn(f"{path} is missing: what the method measured before is lost, and it measures on", stacklevel=2)
 
@@ -68,9 +127,32 @@ def checkpoint_folder(arguments: Any, state: Any) -> Path:
     return Path(arguments.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint that was written to its end: Trainer's own state is the last of its files."""
-    for unfinished in folder.glob("checkpoint-*"):
-        if not (unfinished / TRAINER_STATE_NAME).exists():
-            shutil.rmtree(unfinished)
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The latest checkpoint in ``folder`` that was written to its end, if there is one."""
+    found = [
+        path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _step(path) is not None and _whole(path)
+    ]
+    return str(max(found, key=lambda path: _step(path) or 0)) if found else None
+
+
+def _step(path: Path) -> int | None:
+    number = path.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else None
+
+
+def _whole(checkpoint: Path) -> bool:
+    """Whether Trainer's own state, the last of its files, is there and all there."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _owned(model: Any) -> dict[str, nn.Parameter]:
+    """What a checkpoint of ``model`` holds: its adapter, or everything where there is none."""
+    return adapter_parameters(model) if is_adapted(model) else dict(model.named_parameters())
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(names)) or "nothing"

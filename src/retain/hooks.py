@@ -5,11 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 
 from retain.method import Method
 
-# These run inside backward or hide their step, so that nothing can be done before and after it.
-UNHOOKABLE = {"Lomo": "AdamW", "AdaLomo": "AdamW", "DeepSpeedOptimizerWrapper": "accelerate without DeepSpeed"}
+IN_BACKWARD = "it steps inside backward, before gradients are whole and clipped"
+HIDDEN = "its engine keeps gradients and steps to itself"
+AVERAGED = "what it evaluates is an average of what it trains, so no constraint on a step would hold there"
+# What cannot be hooked: why, and what to use instead.
+UNHOOKABLE = {
+    "Lomo": (IN_BACKWARD, "AdamW"),
+    "AdaLomo": (IN_BACKWARD, "AdamW"),
+    "LayerWiseDummyOptimizer": (IN_BACKWARD, "an optim without 'layerwise', such as AdamW"),
+    "OptimizerInBackwardWrapper": (IN_BACKWARD, "AdamW"),
+    "DeepSpeedOptimizerWrapper": (HIDDEN, "accelerate without DeepSpeed: DDP or FSDP2"),
+    "DeepSpeedEngine": (HIDDEN, "accelerate without DeepSpeed: DDP or FSDP2"),
+    "AdamWScheduleFree": (AVERAGED, "AdamW with a constant or cosine schedule"),
+    "RAdamScheduleFree": (AVERAGED, "AdamW with a constant or cosine schedule"),
+    "SGDScheduleFree": (AVERAGED, "SGD with a constant or cosine schedule"),
+}
 
 
 def attach(optimizer: torch.optim.Optimizer, method: Method) -> list[Any]:
@@ -18,12 +32,30 @@ def attach(optimizer: torch.optim.Optimizer, method: Method) -> list[Any]:
     Raises:
         ValueError: an optimizer whose step cannot be hooked, by name, with what to use instead.
     """
-    kind = type(optimizer).__name__
-    if kind in UNHOOKABLE:
-        raise ValueError(f"{kind} has no step that can be hooked; use {UNHOOKABLE[kind]}")
+    refuse(type(optimizer))
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"attach needs a torch.optim.Optimizer, got {kind}")
+        raise ValueError(f"attach needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
     return [
         optimizer.register_step_pre_hook(lambda *_: method.before_step()),
         optimizer.register_step_post_hook(lambda *_: method.after_step()),
     ]
+
+
+def refuse(kind: type) -> None:
+    """Refuse a class of optimizers whose step cannot be hooked, or one derived from it.
+
+    Raises:
+        ValueError: its name, why, and what to use instead.
+    """
+    for name in (cls.__name__ for cls in kind.__mro__):
+        if name in UNHOOKABLE:
+            why, instead = UNHOOKABLE[name]
+            raise ValueError(f"{kind.__name__} has no step that can be hooked: {why}; use {instead}")
+
+
+def stepping(optimizer: Any) -> tuple[torch.optim.Optimizer, Any]:
+    """The optimizer that steps, out of accelerate's wrapper, and the gradient scaler, if one is at work."""
+    refuse(type(optimizer))
+    if isinstance(optimizer, AcceleratedOptimizer):
+        return optimizer.optimizer, optimizer.scaler
+    return optimizer, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from typing import Any
 
@@ -59,6 +60,13 @@ class Past(STOCK):
         weight = self.get_base_layer().weight
         weight.data += self.as_weight(past).to(weight.dtype)
         self.past_merged = sign > 0
+
+    def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Another adapter of a layer whose factors are parametrised has factors of the same make, to be copied into."""
+        super().update_layer(adapter_name, *args, **kwargs)
+        for factors in (self.lora_A, self.lora_B) if adapter_name != self.past_adapter else ():
+            if is_parametrized(factors[self.past_adapter], "weight"):
+                factors[adapter_name] = copy.deepcopy(factors[self.past_adapter]).requires_grad_(False)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """An adapter is its present and its past: both go."""
