@@ -25,6 +25,8 @@ FLOORS = (
         "batches",
         "files",
         "units",
+        "ranks",
+        "shards",
     },
     {"stiefel", "past", "lora"},
     {

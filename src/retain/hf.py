@@ -80,7 +80,8 @@ def fit(
 ) -> int:
     """Train ``model`` on ``task`` through Trainer with ``method`` beside the optimizer, between its begin and end.
 
-    The loss is the task's, as a mean over the examples (tokens, for sequences) of a whole optimizer step. For
+    The loss is the task's, as a mean over the examples (tokens, for sequences) of a whole optimizer step, whatever the
+    number of processes; where the last rows of an epoch are too few for all of them, some rows count twice. For
     sequences an extra loss in nats per example is divided by the target tokens of an example, on average, so that
     ``strength`` weighs a nat like a nat there too. With ``packing`` the rows of a batch stand end to end. A
     checkpoint left in ``arguments.output_dir`` by an interrupted training is continued.
@@ -102,13 +103,15 @@ def fit(
         groups[-1]["lr"] = head_learning_rate
     for group in groups:
         group.setdefault("weight_decay", arguments.weight_decay)
+    if _all_have_rows(len(task.train), arguments):
+        arguments.accelerator_config.even_batches = False
     trainer = Trainer(
         model,
         arguments,
         train_dataset=task.train,
         data_collator=packed if packing else task.collate,
         compute_loss_func=_loss_of(model, task),
-        optimizers=(cls(groups, **options), None),
+        optimizer_cls_and_kwargs=(cls, {"params": groups, **options}),  # under FSDP it takes no optimizer
         callbacks=[beside := ContinualCallback(method, tokens_of(task)), *callbacks],
     )
     beside.lead(trainer)
@@ -116,6 +119,12 @@ def fit(
     checkpoint = last_checkpoint(Path(arguments.output_dir))
     before = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     return trainer.train(resume_from_checkpoint=checkpoint).global_step - before
+
+
+def _all_have_rows(rows: int, arguments: TrainingArguments) -> bool:
+    """Whether each process finds some of ``rows`` in the last batch of an epoch, so that none need be repeated."""
+    last = rows % (arguments.train_batch_size * arguments.world_size)
+    return last > arguments.train_batch_size * (arguments.world_size - 1)
 
 
 def _loss_of(model: nn.Module, task: Task) -> Callable[..., Tensor]:

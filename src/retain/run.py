@@ -10,7 +10,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from retain import config as configuration
-from retain import store
+from retain import ranks, store
 from retain.config import RunConfig
 from retain.evaluate import Score, evaluate, evaluate_unsaid
 from retain.files import copy_folder, held, sweep
@@ -36,14 +36,19 @@ from retain.workshop import LOSSES, METHOD, MODEL, Stage, Workshop, check_folder
 def run(config: RunConfig, console: Console | None = None) -> dict[str, Any]:
     """Run ``config`` from where it stands; returns what its ``results.json`` holds.
 
+    Of the processes that ``accelerate launch`` starts the first writes and prints; all read what it has written.
+
     Raises:
         StoreError: the output folder belongs to another configuration or process, holds a damaged file, or cannot be
             written.
     """
+    ranks.join()
+    console = console or Console()
+    console.quiet = not ranks.first()
     check_folder(config)
-    with held(Path(config.output)):
+    with held(Path(config.output)) if ranks.first() else nullcontext():
         check_folder(config)
-        return _run(config, console or Console())
+        return _run(config, console)
 
 
 def _run(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -51,12 +56,15 @@ def _run(config: RunConfig, console: Console) -> dict[str, Any]:
     with console.status("loading the model and the data"):
         shop = prepare(config)
     stages = shop.stages()
-    store.write(output / "config.yaml", configuration.dump(config))
-    sweep(output)
+    ranks.wait()  # until each has seen the folder as it was
+    if ranks.first():
+        store.write(output / "config.yaml", configuration.dump(config))
+        sweep(output)
+    ranks.wait()
     finished = list(takewhile(lambda stage: store.is_closed(stage.folder), stages))
     left = stages[len(finished) :]
     _read(finished)
-    book = opened(output / LEDGER, shop, finished, left)
+    book = opened(output / LEDGER, shop, finished, left) if ranks.first() else None
     if left and finished and finished[-1].task is not None:
         restore(shop, finished[-1].folder)
     if left and shop.method.keeps_rows:
@@ -66,19 +74,23 @@ def _run(config: RunConfig, console: Console) -> dict[str, Any]:
     rows = sum(len(task.test) for task in shop.stream.tasks)
     with WorkBar(console, sum(stage.work for stage in left) + rows * len(left)) as bar:
         for i, stage in enumerate(left, len(finished)):
-            begun(book, shop, stage)
+            if book is not None:
+                begun(book, shop, stage)
             _work(shop, stage, stages[max(i - 1, 0)].folder, bar)
-            ended(book, stage)
-            for previous in stages[:i]:
+            if book is not None:
+                ended(book, stage)
+            for previous in stages[:i] if ranks.first() else ():
                 shutil.rmtree(previous.folder / "state", ignore_errors=True)
             records = _read(stages[: i + 1])
             console.print(headline(stage.name, records, config.scenario))
             for warning in records[-1]["warnings"]:
                 console.print(f"  [yellow]{escape(warning)}[/]", highlight=False)
     store.verify(stages[-1].folder, "adapter")
-    copy_folder(stages[-1].folder / "adapter", output / "adapter")
     summary = results(config, shop.stream, _read(stages))
-    store.write_json(output / "results.json", summary)
+    if ranks.first():
+        copy_folder(stages[-1].folder / "adapter", output / "adapter")
+        store.write_json(output / "results.json", summary)
+    ranks.wait()
     return summary
 
 
@@ -104,7 +116,10 @@ def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar) -> None:
         loss = store.read_json(last / "scores.json")["tasks"][stage.name]["loss"]
         warned += doubts(compared, strength, stage.name, loss)
     clock.lap("evaluate")
-    _save(shop, stage, scores, found | {"seconds": clock.seconds})
+    ranks.wait()  # until all have read what belongs to the stage before
+    if ranks.first():
+        _save(shop, stage, scores, found | {"seconds": clock.seconds})
+    ranks.wait()
 
 
 def _train(shop: Workshop, task: Task, stage: Stage, bar: WorkBar, warned: list[str]) -> tuple[int, list[Any]]:
