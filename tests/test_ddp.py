@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers import TrainingArguments
+from transformers import AutoConfig, TrainingArguments
 
 from models import fit, texts
 from processes import can_fork, together
@@ -88,7 +90,7 @@ def in_own_loop(name: str, folder: Path) -> dict[str, Tensor]:
     handles = attach(optimizer, method)
     method.model.train()
     for batch in SECOND.train:
-        part = {k: v[ranks.share(method.model)] for k, v in batch.items()}
+        part = {k: v[ranks.share()] for k, v in batch.items()}
         logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits
         # DDP takes the mean over processes: of sums over their rows, divided by the rows that each would have had.
         loss = SECOND.loss.nll(logits, part["labels"]).sum() * (1 + several) / len(batch["labels"])
@@ -136,8 +138,23 @@ def a_run(base: str, folder: Path, at_once: int) -> tuple[Any, dict[str, Any]]:
 
 
 def test_a_run_of_two_processes_writes_once_what_one_writes(bert: str, tmp_path: Path) -> None:
-    (one, files), (other, _) = together(partial(a_run, bert, tmp_path / "two", 3), tmp_path)
-    _, expected = a_run(bert, tmp_path / "one", 6)
+    base = str(shutil.copytree(bert, tmp_path / "base"))
+    steady = AutoConfig.from_pretrained(base, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    steady.save_pretrained(base)
+    (one, files), (other, _) = together(partial(a_run, base, tmp_path / "two", 3), tmp_path)
+    _, expected = a_run(base, tmp_path / "one", 6)
     assert one == other and files.keys() == expected.keys()
     ours, theirs = (load_file(tmp_path / which / "out/adapter/adapter_model.safetensors") for which in ("two", "one"))
     assert all(torch.allclose(ours[name], tensor, atol=1e-5) for name, tensor in theirs.items())
+
+
+def sharded() -> str:
+    method = RULES["ewc"](steady_bert(), seed=0)
+    fully_shard(method.model)
+    with pytest.raises(ValueError, match="EWC reads and writes whole parameters") as error:
+        attach(torch.optim.SGD(method.model.parameters()), method)
+    return str(error.value)
+
+
+def test_a_sharded_model_is_refused(tmp_path: Path) -> None:
+    assert all("use DistributedDataParallel" in message for message in together(sharded, tmp_path))

@@ -26,7 +26,6 @@ FLOORS = (
         "files",
         "units",
         "ranks",
-        "shards",
     },
     {"stiefel", "past", "lora"},
     {

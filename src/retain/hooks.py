@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from torch.distributed.tensor import DTensor
 
 from retain.method import Method
 
@@ -33,6 +34,11 @@ def attach(optimizer: torch.optim.Optimizer, method: Method) -> list[Any]:
         ValueError: an optimizer whose step cannot be hooked, by name, with what to use instead.
     """
     refuse(type(optimizer))
+    if any(isinstance(p, DTensor) for p in method.model.parameters()):
+        raise ValueError(
+            f"{type(method).__name__} reads and writes whole parameters, and those of a sharded model (FSDP2, tensor "
+            "parallelism) are in parts: what it protects would not be protected; use DistributedDataParallel"
+        )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(f"attach needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
     return [

@@ -6,9 +6,7 @@ import os
 from typing import TypeVar
 
 from accelerate import PartialState
-from torch import Tensor, distributed, nn
-
-from retain.shards import is_sharded
+from torch import Tensor, distributed
 
 Value = TypeVar("Value")
 
@@ -30,25 +28,22 @@ def wait() -> None:
         distributed.barrier()
 
 
-def share(model: nn.Module) -> slice:
-    """Which of a list of rows are this process's: every so many of them.
-
-    All, of a sharded ``model``: its processes meet in every layer, so that they must run equally many batches.
-    """
-    return slice(distributed.get_rank(), None, distributed.get_world_size()) if _apart(model) else slice(None)
+def share() -> slice:
+    """Which of a list of rows are this process's: every so many of them."""
+    return slice(distributed.get_rank(), None, distributed.get_world_size()) if _several() else slice(None)
 
 
-def add_up(tensor: Tensor, model: nn.Module) -> Tensor:
+def add_up(tensor: Tensor) -> Tensor:
     """``tensor``, summed in place over the processes, each of which had its ``share``."""
-    if _apart(model):
+    if _several():
         distributed.all_reduce(tensor)
     return tensor
 
 
-def union(mine: dict[str, Value], model: nn.Module) -> dict[str, Value]:
+def union(mine: dict[str, Value]) -> dict[str, Value]:
     """The entries of all processes' dictionaries, sorted by name."""
     every = [mine]
-    if _apart(model):
+    if _several():
         every = [{} for _ in range(distributed.get_world_size())]
         distributed.all_gather_object(every, mine)
     return dict(sorted((name, value) for entries in every for name, value in entries.items()))
@@ -56,7 +51,3 @@ def union(mine: dict[str, Value], model: nn.Module) -> dict[str, Value]:
 
 def _several() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def _apart(model: nn.Module) -> bool:
-    return _several() and not is_sharded(model)

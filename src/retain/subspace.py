@@ -177,12 +177,12 @@ def statistics(
     sites: Sites[Sums] = Sites(modules, lambda _, *shape: SOURCES[source](*shape), unmeasured)
     rows = task.order(seed)[:samples].sort().values
     with evaluating(model), torch.enable_grad(), sites.over(model):
-        for numbers, batch in task.measured(rows[ranks.share(model)], batch_size):
+        for numbers, batch in task.measured(rows[ranks.share()], batch_size):
             sites.start(len(numbers))
             outputs, targets = task.forward(model, on_device(batch, device))
             scores = task.loss.scores("data", outputs, targets, Draws(numbers, seed))
             sites.backward(outputs, [score.to(outputs.dtype) for score in scores])
-    return {name: sums.sums()[0] / len(rows) for name, sums in sites.collected(model).items()}
+    return {name: sums.sums()[0] / len(rows) for name, sums in sites.collected(device).items()}
 
 
 class _Matrix:

@@ -155,12 +155,12 @@ def unchecked_parameters(
         worth = trace if auto else unmeasured
         sites = Sites(modules, lambda owner, *_: WeightAndBias(parameters, owner), worth)
         tally = Sweep(model, task, **options).run(sites, Sites(modules, Unkept, worth) if auto else None)
-        found = {n: total for sums in sites.collected(model).values() for n, total in sums.totals.items()}
+        found = {n: total for sums in sites.collected(_device(model)).values() for n, total in sums.totals.items()}
     else:
         single = OneByOne(parameters)
         again = OneByOne(parameters) if auto else None
         tally = Sweep(model, task, **options | {"batch_size": 1}).run(single, again)
-        found = {name: ranks.add_up(total, model) for name, total in single.totals.items()}
+        found = {name: ranks.add_up(total) for name, total in single.totals.items()}
     return {name: found[name].div_(tally.draws) for name in parameters if name in found}, tally
 
 
@@ -212,7 +212,7 @@ def _unchecked(
     sites = Sites(modules, new, worth)
     again = None if worth is unmeasured else Sites(modules, Unkept, worth)
     tally = Sweep(model, task, **of_pass).run(sites, again)
-    forms = {name: collector.done(tally.draws) for name, collector in sites.collected(model).items()}
+    forms = {name: collector.done(tally.draws) for name, collector in sites.collected(_device(model)).items()}
     return {name: forms[name] for name in modules if name in forms}, tally
 
 
@@ -233,3 +233,7 @@ def check_traces(traces: Mapping[str, float], wanted: Iterable[str]) -> None:
         raise RuntimeError(f"the Fisher information of {bad[0]} is not finite: the model or its loss overflowed")
     if silent:
         warnings.warn(f"zero Fisher information: nothing protects {', '.join(silent)}", stacklevel=4)
+
+
+def _device(model: nn.Module) -> Any:
+    return next(model.parameters()).device

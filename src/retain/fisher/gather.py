@@ -59,14 +59,13 @@ class Sites(Generic[S]):
             self.tape.finish()
         return self.values
 
-    def collected(self, model: nn.Module) -> dict[str, S]:
-        """The sums by name, over all processes of ``model``; on its device those of maps that only others met."""
-        device = next(model.parameters()).device
-        for name, (out, in_, dtype) in ranks.union(self.shapes, model).items():
+    def collected(self, device: torch.device) -> dict[str, S]:
+        """The sums by name, over all processes; on ``device`` those of maps that only other processes met."""
+        for name, (out, in_, dtype) in ranks.union(self.shapes).items():
             if name not in self.sums:
                 self.sums[name] = self.new(name, out, in_, device, dtype)
             for total in self.sums[name].sums():
-                ranks.add_up(total, model)
+                ranks.add_up(total)
         return self.sums
 
     def _receive(self, name: str, x: Tensor, d: Tensor) -> None:

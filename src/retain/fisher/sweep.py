@@ -102,7 +102,7 @@ class Sweep:
             for places, _, scores in self._forward(rows, self.seed):
                 for score in scores:
                     found[places] += score.flatten(1).square().sum(1).float()
-        return ranks.add_up(found, self.model).double().cpu()
+        return ranks.add_up(found).double().cpu()
 
     def _backward(self, rows: Tensor, weights: Tensor | None, gather: Gather, seed: int) -> Tensor:
         """(n,) values of ``rows`` (n,), which are gathered with ``weights`` (n,) and labels drawn with ``seed``."""
@@ -119,14 +119,14 @@ class Sweep:
                 done += len(places)
                 if self.progress and weights is not None:
                     self.progress(done, len(rows))
-        values = ranks.add_up(found, self.model).double().cpu()
+        values = ranks.add_up(found).double().cpu()
         return values if weights is None else values / weights
 
     def _forward(
         self, rows: Tensor, seed: int, start: Callable[[int], None] | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Iterator[Tensor]]]:
         """(places in ``rows``, outputs, scores) of each batch of this process's share."""
-        mine, done = rows.argsort()[ranks.share(self.model)], 0
+        mine, done = rows.argsort()[ranks.share()], 0
         for numbers, batch in self.task.measured(rows[mine], self.batch_size):
             places = mine[done : done + len(numbers)]
             done += len(numbers)
