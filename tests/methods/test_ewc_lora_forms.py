@@ -254,6 +254,8 @@ def test_a_form_comes_with_the_temperature_and_the_strength_that_it_was_measured
 
 
 def test_another_temperature_needs_a_strength():
-    with pytest.raises(ValueError, match=r"strength must be given with fisher.temperature=1.0: .* measured at 3.0"):
+    with pytest.raises(
+        ValueError, match=r"strength must be given as a number with fisher.temperature=1.0: .* measured at 3.0"
+    ):
         EWCLoRA(tiny_bert(), fisher={"temperature": 1.0})
     assert EWCLoRA(tiny_bert(), fisher={"temperature": 1.0}, strength=100).strength == 100

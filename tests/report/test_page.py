@@ -105,6 +105,19 @@ def test_runs_can_be_inspected(finished: Path) -> None:
     assert "ewc-lora on" in found and "00-mood" in found and found.count("yes") >= 4 and "average accuracy" in found
 
 
+def test_language_models_are_told_in_nats() -> None:
+    levels = {"untouched": 5.0, "just_learned": 4.0, "final": 4.2, "gained": 1.0, "forgetting": 0.25}
+    nats = {"matrix": [[5.0] * 3, [4.0, 5.0, 5.0], [4.2, 4.0, 5.0], [4.3, 4.2, 4.1]], "scores": levels}
+    nats |= {"intervals_95": {k: [v - 0.1, v + 0.1] for k, v in levels.items()}, "reading": dict.fromkeys(levels, "x")}
+    other = nats | {"scores": levels | {"final": 4.5, "forgetting": 0.5}}
+    runs = [told(name, FORGETFUL, nats_per_token=n) for name, n in (("ewc-lora", nats), ("sequential", other))]
+    html = page(runs, 5)
+    assert "Lost 0.250 (0.150 to 0.350) nats a token on faq and sql while learning what came after." in html
+    assert "sequential ended at 4.500 nats a token and lost +0.500 on earlier tasks; ewc-lora is 0.300 better." in html
+    assert "Nats a token after each task" in html and "Lower is better." in html and "What was forgotten" not in html
+    assert re.findall(r'--v:([\d.]+)">5.000', html)[0] == "0.000"  # untouched: the worst of its column
+
+
 def test_several_runs_stand_side_by_side_with_bounds() -> None:
     joint = told("joint", [FAITHFUL[0], FAITHFUL[3]])
     joint.records[1]["learned"] = 3

@@ -13,7 +13,7 @@ from retain.report.read import Run
 
 
 def accuracy(run: Run) -> str | None:
-    """Accuracy on each task from the moment it was learned."""
+    """The score of each task from the moment it was learned."""
     if not run.in_turn:
         return None
 
@@ -22,13 +22,13 @@ def accuracy(run: Run) -> str | None:
             ax.plot(range(i + 1, len(run.tasks) + 1), run.matrix[i + 1 :, i], label=name, **style(i))
         named_ticks(ax, run.tasks)
         ax.set_xlabel("after learning")
-        ax.set_ylabel("accuracy")
+        ax.set_ylabel(run.unit)
 
-    return svg(draw, f"Accuracy on each task of {run.name} from the moment it was learned")
+    return svg(draw, f"{run.unit.capitalize()} of each task of {run.name} from the moment it was learned")
 
 
 def together(runs: list[Run]) -> str:
-    """Mean accuracy on the tasks learned so far, one line a run."""
+    """Mean score of the tasks learned so far, one line a run."""
 
     def draw(ax: Axes) -> None:
         for number, run in enumerate(runs):
@@ -37,9 +37,9 @@ def together(runs: list[Run]) -> str:
             ax.plot(there, [run.matrix[t, :t].mean() for t in there], label=label, **style(number))
         named_ticks(ax, runs[0].tasks)
         ax.set_xlabel("after learning")
-        ax.set_ylabel("accuracy on the tasks so far")
+        ax.set_ylabel(f"{runs[0].unit}, tasks so far")
 
-    return svg(draw, "Mean accuracy on the tasks learned so far, of every run")
+    return svg(draw, f"Mean {runs[0].unit} of the tasks learned so far, of every run")
 
 
 def rises(run: Run) -> str | None:

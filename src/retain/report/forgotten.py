@@ -44,7 +44,7 @@ def flips(run: Run, shown: int) -> list[Flips]:
     Raises:
         ValueError: the data that the configuration names are not there any more.
     """
-    if not run.in_turn:
+    if not run.in_turn or run.tokenwise:
         return []
     found, reader = [], _Reader(run) if shown else None
     for i, name in enumerate(run.tasks[:-1]):

@@ -78,19 +78,36 @@ def _section(run: Run, others: Sequence[Run], examples: int) -> dict[str, Any]:
 
 def _matrix(run: Run, others: Sequence[Run]) -> list[dict[str, Any]]:
     """Rows of the score matrix, the untouched model first; below them the last rows of runs that are bounds."""
-    rows = []
+    rows, shades = [], _shades(run)
     for t, values in enumerate(run.matrix):
         if not np.isnan(values).all():
             label = "nothing yet" if t == 0 else f"{run.tasks[t - 1]}" if run.in_turn else "all at once"
             kinds = ["later" if i >= t else "now" if i == t - 1 else "" for i in range(len(values))]
-            rows.append({"label": label, "bound": False, "cells": list(zip(values, kinds, strict=True))})
+            rows.append({"label": label, "bound": False, "cells": list(zip(values, kinds, shades[t], strict=True))})
     for other in others:
         if other.name in ("joint", "per-task") and comparable(run, other):
-            rows.append({"label": other.name, "bound": True, "cells": [(value, "") for value in other.matrix[-1]]})
+            rows.append({"label": other.name, "bound": True, "cells": [(v, "", 0.0) for v in other.matrix[-1]]})
     return rows
 
 
+def _shades(run: Run) -> np.ndarray:
+    """How dark each cell of the matrix is, 0 to 1: the darker, the better; nats are compared within their task."""
+    if not run.tokenwise:
+        return np.nan_to_num(run.matrix)
+    worst, best = np.nanmax(run.matrix, axis=0), np.nanmin(run.matrix, axis=0)
+    return np.nan_to_num((worst - run.matrix) / np.maximum(worst - best, 1e-9))
+
+
 def _scores(run: Run) -> list[dict[str, Any]]:
+    if run.tokenwise:
+        told = run.tokenwise
+        each = [
+            (name, value, *told["intervals_95"][name]) for name, value in told["scores"].items() if value is not None
+        ]
+        return [
+            {"name": name.replace("_", " "), "value": value, "low": low, "high": high, "is": told["reading"][name]}
+            for name, value, low, high in each
+        ]
     found = []
     for name in SCORES:
         value = getattr(scores, name)(run.matrix)
@@ -124,8 +141,12 @@ def _loading(run: Run) -> str:
 
 def _row(run: Run) -> dict[str, Any]:
     """A run's line in the table of several."""
-    names = ("average_accuracy", "learning_accuracy", "forgetting")
-    found = {name: getattr(scores, name)(run.matrix) for name in names}
+    if run.tokenwise:
+        told = run.tokenwise["scores"]
+        found = {"final": told["final"], "learned": told["just_learned"], "forgetting": told["forgetting"]}
+    else:
+        kinds = {"final": "average_accuracy", "learned": "learning_accuracy", "forgetting": "forgetting"}
+        found = {key: getattr(scores, name)(run.matrix) for key, name in kinds.items()}
     sizes = run.results["bytes"]
     seconds = sum(run.results["seconds"].values())
     return found | {"name": run.name, "folder": run.folder.name, "bytes": sizes, "seconds": seconds}

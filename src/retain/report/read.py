@@ -35,6 +35,21 @@ class Run:
         return self.results["method"]["name"]
 
     @property
+    def tokenwise(self) -> dict[str, Any] | None:
+        """Of a language model what ``results.json`` says of nats per token, where lower is better; else None."""
+        return self.results.get("nats_per_token")
+
+    @property
+    def unit(self) -> str:
+        """What the score matrix holds."""
+        return "nats a token" if self.tokenwise else "accuracy"
+
+    @property
+    def rows(self) -> list[tuple[str, int]]:
+        """Every task with the number of its test rows, and what was scored on them."""
+        return [(self.unit, 0), *((task, self.records[0]["tasks"][task]["rows"]) for task in self.tasks)]
+
+    @property
     def bits(self) -> str:
         """The key under which a record has the outcomes that count in this scenario."""
         return KINDS[self.results["scenario"]][0]
@@ -46,7 +61,9 @@ class Run:
 
     @cached_property
     def matrix(self) -> np.ndarray:
-        """(T+1, T) accuracy of every task after every stage."""
+        """(T+1, T) accuracy of every task after every stage, or its nats per token; NaN where nothing was measured."""
+        if self.tokenwise:
+            return np.array(self.tokenwise["matrix"], dtype=float)
         return np.stack([column.mean(1) for column in self.outcomes], axis=1)
 
     @property

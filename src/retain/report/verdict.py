@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from retain.report.read import Run
 
 def verdict(run: Run, others: Sequence[Run] = ()) -> list[str]:
     """The verdict first: what was kept of the earlier tasks, then what was learned, then how the ``others`` compare."""
+    if run.tokenwise:
+        return [*_in_nats(run, run.tokenwise), *(against(run, other) for other in others)]
     final, learned = scores.average_accuracy(run.matrix), scores.learning_accuracy(run.matrix)
     if not run.in_turn:
         at_once = " at once" if len(run.tasks) > 1 else ""
@@ -32,14 +35,19 @@ def verdict(run: Run, others: Sequence[Run] = ()) -> list[str]:
 
 def comparable(run: Run, other: Run) -> bool:
     """Whether both were scored on the same rows of the same tasks in the same way."""
-    sizes = [[column.shape[1] for column in one.outcomes] for one in (run, other)]
-    return run.tasks == other.tasks and run.bits == other.bits and sizes[0] == sizes[1]
+    return run.rows == other.rows and run.bits == other.bits
 
 
 def against(run: Run, other: Run) -> str:
-    """The final accuracy of two runs, paired by test row."""
+    """The final accuracy of two runs, paired by test row; of language models the final nats per token."""
     if not comparable(run, other):
         return f"{other.name} in {other.folder} has other tasks or test rows, so the two cannot be compared."
+    if run.tokenwise and other.tokenwise:
+        ours, theirs = run.tokenwise["scores"], other.tokenwise["scores"]
+        lost = "" if theirs["forgetting"] is None else f" and lost {theirs['forgetting']:+.3f} on earlier tasks"
+        better = "better" if ours["final"] < theirs["final"] else "worse"
+        apart = abs(ours["final"] - theirs["final"])
+        return f"{other.name} ended at {theirs['final']:.3f} nats a token{lost}; {run.name} is {apart:.3f} {better}."
     draws = [each(resampled([one.outcomes]), scores.average_accuracy) for one in (run, other)]
     low, high = interval(draws[0] - draws[1])
     difference = scores.average_accuracy(run.matrix) - scores.average_accuracy(other.matrix)
@@ -48,6 +56,19 @@ def against(run: Run, other: Run) -> str:
         f"{other.name} ended at {scores.average_accuracy(other.matrix):.3f}; {run.name} minus {other.name}: "
         f"{100 * difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}){clear}."
     )
+
+
+def _in_nats(run: Run, found: Mapping[str, Any]) -> list[str]:
+    """The same of a language model: nats per token, where lower is better."""
+    score, ranges = found["scores"], found["intervals_95"]
+    ended = f"In the end all tasks are at {score['final']:.3f} nats a token; untouched, at {score['untouched']:.3f}."
+    if not run.in_turn:
+        return [f"Learned {listed(run.tasks)}{' at once' if len(run.tasks) > 1 else ''}.", ended]
+    lost, gained = (f"{score[k]:.3f} ({ranges[k][0]:.3f} to {ranges[k][1]:.3f})" for k in ("forgetting", "gained"))
+    return [
+        f"Lost {lost} nats a token on {listed(run.tasks[:-1])} while learning what came after.",
+        f"Learning a task made it better by {gained}, in the mean. {ended}",
+    ]
 
 
 def listed(names: Sequence[str]) -> str:

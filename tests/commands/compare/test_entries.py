@@ -67,7 +67,9 @@ def test_what_is_given_is_not_tuned() -> None:
 
 def test_a_keyword_that_needs_the_knob_is_checked_with_it() -> None:
     assert named("ewc-lora:fisher.temperature=1.0")[0].tried == (3.0, 10.0, 30.0)
-    assert "strength must be given with fisher.temperature=1.0" in refused("ewc-lora:fisher.temperature=1.0", tries=1)
+    assert "strength must be given as a number with fisher.temperature=1.0" in refused(
+        "ewc-lora:fisher.temperature=1.0", tries=1
+    )
 
 
 @pytest.mark.parametrize(
