@@ -20,9 +20,10 @@ from rich.markup import escape
 
 from retain import config as configuration
 from retain import ranks, store
+from retain.card import card
 from retain.config import RunConfig
 from retain.evaluate import Score, evaluate, evaluate_unsaid
-from retain.files import copy_folder, held, sweep
+from retain.files import copy_folder, held, sweep, write
 from retain.hf import fit
 from retain.ledger import LEDGER
 from retain.lora import adapter_parameters
@@ -89,6 +90,8 @@ def _run(config: RunConfig, console: Console) -> dict[str, Any]:
     summary = results(config, shop.stream, _read(stages))
     if ranks.first():
         copy_folder(stages[-1].folder / "adapter", output / "adapter")
+        readme = output / "adapter" / "README.md"
+        write(readme, card(readme.read_text(encoding="utf-8"), summary))
         store.write_json(output / "results.json", summary)
     ranks.wait()
     return summary
