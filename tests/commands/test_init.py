@@ -14,6 +14,8 @@ from retain import config
 from retain.commands.init import init
 from streams import jsonl, rows
 
+ROOT = Path(__file__).parents[2]
+
 
 def begun(path: Path, *sources: Any, model: str = "model", method: str = "ewc-lora") -> tuple[config.RunConfig, str]:
     output = io.StringIO()
@@ -51,6 +53,12 @@ def test_labelled_texts(tmp_path: Path) -> None:
 def test_rows_of_language_models(tmp_path: Path, row: dict[str, Any]) -> None:
     settings, told = begun(tmp_path / "bot.yaml", file(tmp_path / "faq.jsonl", row))
     assert settings.model.kind == "causal-lm" and "rows for a language model" in told
+
+
+def test_a_label_of_another_name_is_known_by_its_few_values(tmp_path: Path) -> None:
+    settings, told = begun(tmp_path / "bot.yaml", ROOT / "examples" / "data" / "legal.jsonl")
+    assert (settings.tasks[0].text, settings.tasks[0].label) == ("body", "area")
+    assert "text 'body' is classified by 'area'" in told
 
 
 def test_images_and_hub_names(tmp_path: Path) -> None:

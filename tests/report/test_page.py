@@ -98,6 +98,11 @@ def test_data_that_are_gone_are_said_to_be(finished: Path, tmp_path: Path) -> No
     assert "Their contents cannot be shown" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+def test_the_adapter_of_a_run_has_a_card(finished: Path) -> None:
+    found = (finished / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "PeftModel.from_pretrained" in found and "## Scores (accuracy; test rows)" in found and "| mood |" in found
+
+
 def test_runs_can_be_inspected(finished: Path) -> None:
     output = io.StringIO()
     inspect(finished, Console(file=output, width=120))

@@ -12,13 +12,14 @@ from rich.console import Console
 
 from retain import config as configuration
 from retain.files import write
-from retain.formats import FormatError, format_of
+from retain.formats import COLUMNS, FormatError, format_of
 from retain.mistakes import check_task_name
 from retain.sources import DataError
 from retain.yamls import flow
 
 ENDINGS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 TEXTS = ("text", "sentence", "question", "review", "content", "body", "title", "input")
+LOOKED_AT = 100  # rows of a file
 LABELS = ("label", "labels", "class", "category", "intent", "topic", "target")
 
 
@@ -78,21 +79,23 @@ def guess(source: str, beside: Path) -> Guess:
         raise DataError(f"{source}: no rows")
     rows = datasets.load_dataset(kind, data_files=str(place), split="train", streaming=True)
     try:
-        first = next(iter(rows))
-    except (StopIteration, ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DataError(f"{source}: no rows that can be read as {kind}: {error or 'it holds none'}") from error
+        first = list(rows.take(LOOKED_AT))
+    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
+        raise DataError(f"{source}: no rows that can be read as {kind}: {error}") from error
+    if not first:
+        raise DataError(f"{source}: no rows")
     found = Guess({"name": name, "path": kind, "data_files": _named(place, beside)}, None)
     _columns(found, first, source)
     return found
 
 
-def _columns(found: Guess, row: dict[str, Any], source: str) -> None:
-    """Add to ``found`` what the columns of its first ``row`` tell."""
-    columns = list(row)
-    text = next((c for c in TEXTS if isinstance(row.get(c), str)), None)
-    label = next((c for c in LABELS if isinstance(row.get(c), str | int | bool)), None)
+def _columns(found: Guess, rows: Sequence[dict[str, Any]], source: str) -> None:
+    """Add to ``found`` what the columns of its first ``rows`` tell."""
+    columns = list(rows[0])
+    text = next((c for c in (*TEXTS, *columns) if isinstance(rows[0].get(c), str) and c not in LABELS), None)
+    conversation = any(set(needed) <= set(columns) for form, needed in COLUMNS.items() if form != "text")
+    label = None if conversation else _label(rows, text)
     if label is not None:
-        text = text or next((c for c in columns if isinstance(row[c], str) and c != label), None)
         if text is None:
             raise DataError(f"{source}: a label {label!r} and no column of text; columns: {', '.join(columns)}")
         found.kind = "text"
@@ -100,12 +103,23 @@ def _columns(found: Guess, row: dict[str, Any], source: str) -> None:
         found.told.append(f"text {text!r} is classified by {label!r}")
         return
     try:
-        form = format_of(columns, None, text or "text")
+        form = format_of(columns, None, "text" if conversation else text or "text")
     except FormatError as error:
         raise DataError(f"{source}: {error}; for classification, name columns such as text and label") from None
     found.kind = "causal-lm"
     found.entry |= {"text": text} if form == "text" and text != "text" else {}
     found.told.append(f"rows for a language model ({form})")
+
+
+def _label(rows: Sequence[dict[str, Any]], text: str | None) -> str | None:
+    """The column that classifies: by its name, else another one of few values, each of which comes again."""
+    if named := next((c for c in LABELS if isinstance(rows[0].get(c), str | int | bool)), None):
+        return named
+    for column in rows[0]:
+        values = {row[column] for row in rows if isinstance(row[column], str)}
+        if column != text and 1 < len(values) <= len(rows) / 2:
+            return column
+    return None
 
 
 def document(kind: str, model: str, method: str, guesses: Sequence[Guess]) -> str:
