@@ -13,7 +13,7 @@ import torch
 
 from retain import config as configuration
 from retain import store
-from retain.commands.compare.cells import Cell
+from retain.commands.many.cells import Cell
 from retain.config import RunConfig, parse
 from retain.evaluate import Score
 from retain.methods import METHODS

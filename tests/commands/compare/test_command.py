@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from compared import Ended, starter, stream
-from retain.commands.compare import cells, command, compare, summary
-from retain.commands.compare.cells import Cell
+from retain.commands.compare import command, compare, summary
+from retain.commands.many import cells
+from retain.commands.many.cells import Cell
 from runs import quiet
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
@@ -181,13 +181,3 @@ def test_a_method_runs_as_soon_as_it_is_tuned_while_others_are_not(tmp_path: Pat
 
 TRIALS = [("ewc", "strength 100"), ("ewc", "strength 1000")]
 TRIALS += [("olora", "orthogonality 0.15"), ("olora", "orthogonality 0.5")]
-
-
-def test_runs_at_a_time_as_cores_and_memory_allow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
-    monkeypatch.setattr(command, "cores", lambda: 6)
-    assert command.most_jobs(str(tmp_path)) == 6 and command.most_jobs("somewhere/else") == 1
-    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.__getitem__)
-    assert command.most_jobs(str(tmp_path)) == 2  # 4 GiB
-    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
-    assert command.most_jobs(str(tmp_path)) == 1

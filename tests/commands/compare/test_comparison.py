@@ -10,8 +10,11 @@ import pytest
 
 from compared import pretend, starter, stream
 from retain import config as configuration
-from retain.commands.compare import cells, command, compare, comparison, summary
-from retain.commands.compare.cells import Cell
+from retain.commands.compare import command, compare, comparison, summary
+from retain.commands.compare.comparison import reference
+from retain.commands.many import cells
+from retain.commands.many.cells import Cell
+from retain.commands.many.entries import entries
 from retain.store import StoreError
 from runs import left_by, quiet
 
@@ -90,3 +93,13 @@ def _claimed(config: configuration.RunConfig) -> str:
     budget = comparison.budget_named("full", None)
     made = comparison.Comparison(comparison.document(config, budget), budget, [], [], folder)
     return comparison.described(config, made)
+
+
+def test_the_reference(tmp_path: Path) -> None:
+    found, few = (
+        entries(asked, stream(tmp_path), 3)[0] for asked in (["olora", "sequential", "ewc"], ["olora", "ewc"])
+    )
+    assert reference(None, found) == "sequential" and reference(None, few) == "olora"
+    assert reference("ewc", found) == "ewc"
+    with pytest.raises(ValueError, match="--against 'oloraa' is not among the methods: olora.*did you mean 'olora'"):
+        reference("oloraa", found)

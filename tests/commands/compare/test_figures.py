@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from retain.commands.compare import figures
 from retain.commands.compare.figures import draw
-from retain.commands.compare.summary import spread
 from retain.commands.compare.tables import FIGURES
+from retain.commands.many.spread import spread
 
 
 def comparison(methods: int = 3, seeds: int = 2, state: int = 1000) -> dict[str, Any]:

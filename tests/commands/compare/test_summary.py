@@ -13,9 +13,9 @@ from compared import pretend, stream
 from method_oracles import paired_interval_by_loop
 from retain import scores
 from retain.commands.compare import summary
-from retain.commands.compare.cells import Cell
-from retain.commands.compare.entries import Entry
 from retain.commands.compare.summary import Run, read, summarise, verdict
+from retain.commands.many.cells import Cell
+from retain.commands.many.entries import Entry
 from retain.store import StoreError
 
 # Right rows of 10 and of 20, after every stage.

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from retain.commands.compare.summary import spread
 from retain.commands.compare.tables import markdown, remarks, show
+from retain.commands.many.spread import spread
 
 KINDS = {"learned": 8, "anchor": 2048, "fisher": 6144}
 AFTER = {"1": 4000, "2": 4000 + 1536, "3": 4000 + 3072}

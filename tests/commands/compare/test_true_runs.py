@@ -14,8 +14,9 @@ import pytest
 
 from compared import Ended
 from retain import config as configuration
-from retain.commands.compare import cells, command, compare, summary
-from retain.commands.compare.cells import Cell
+from retain.commands.compare import command, compare, summary
+from retain.commands.many import cells
+from retain.commands.many.cells import Cell
 from retain.run import run
 from runs import LEARNING, document, quiet, yaml_file
 from streams import jsonl, rows

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from compared import pretend, stream
-from retain.commands.compare.cells import Cell
-from retain.commands.compare.entries import Entry
 from retain.commands.compare.tuning import choose
+from retain.commands.many.cells import Cell
+from retain.commands.many.entries import Entry
 
 ENTRY = Entry("ewc", {"name": "ewc"}, "strength", (10.0, 100.0, 1000.0))
 

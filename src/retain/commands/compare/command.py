@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -11,22 +10,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from retain import store
-from retain.commands.compare.board import Board
-from retain.commands.compare.cells import Cell, Starter, held, starter, terminable, why, work
-from retain.commands.compare.comparison import Comparison, budget_named, claim, document
-from retain.commands.compare.entries import Entry, entries, reference
+from retain.commands.compare.comparison import Comparison, budget_named, claim, document, reference
 from retain.commands.compare.figures import draw
 from retain.commands.compare.summary import read, summarise
 from retain.commands.compare.tables import markdown, show
 from retain.commands.compare.tuning import choose
+from retain.commands.many.board import Board
+from retain.commands.many.cells import Cell, Starter, held, starter, terminable, why, work
+from retain.commands.many.entries import Entry, entries
+from retain.commands.many.machine import cores, most_jobs
 from retain.config import RunConfig
 from retain.workshop import check_folder
-
-ROOM, COPIES = 1.5 * 2**30, 4  # what a run takes: bytes beside the model, and times the bytes of its files
 
 
 def compare(
@@ -245,16 +242,3 @@ def write(content: Mapping[str, Any], folder: Path) -> None:
     if content["methods"]:
         draw(content, folder)
         store.write(folder / "comparison.md", markdown(content))
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def most_jobs(model: str) -> int:
-    """Runs at a time: one a core, as far as memory goes; one in all on a GPU, or if the model's size is not known."""
-    if torch.cuda.is_available() or not Path(model).is_dir() or sys.platform == "win32":
-        return 1
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(cores(), int(memory // (ROOM + COPIES * store.size(Path(model))))))

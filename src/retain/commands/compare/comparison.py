@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from retain import config as configuration
 from retain import store, yamls
-from retain.commands.compare.cells import Cell
-from retain.commands.compare.entries import Entry
+from retain.commands.many.cells import Cell
+from retain.commands.many.entries import Entry
 from retain.config import RunConfig
 from retain.nearest import did_you_mean
 
@@ -78,6 +79,21 @@ class Comparison:
             own = {"seed": seed, "output": str(self.output / entry.folder / f"seed-{seed}")}
             found[seed] = Cell(entry.label, f"{entry.label}, seed {seed}", checked.model_copy(update=own), turn)
         return found
+
+
+def reference(label: str | None, found: Sequence[Entry]) -> str:
+    """The label of the method that others are compared with: ``label``, else sequential, else the first.
+
+    Raises:
+        ValueError: it is not among them.
+    """
+    labels = [entry.label for entry in found]
+    if label is None:
+        return "sequential" if "sequential" in labels else labels[0]
+    if label not in labels:
+        near = did_you_mean(label, labels)
+        raise ValueError(f"--against {label!r} is not among the methods: {', '.join(labels)}{near}")
+    return label
 
 
 def document(config: RunConfig, budget: Budget) -> dict[str, Any]:

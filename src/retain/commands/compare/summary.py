@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from retain import paired, scores, store
-from retain.commands.compare.cells import Cell
-from retain.commands.compare.entries import Entry
+from retain.commands.many.cells import Cell
+from retain.commands.many.entries import Entry
+from retain.commands.many.spread import spread
 from retain.results import KINDS, columns
 
 COMPARED: dict[str, Callable[[scores.Array], float]] = {
@@ -156,15 +157,6 @@ def _per_step(run: Run) -> float | None:
 
 def _per_boundary(run: Run) -> float:
     return float(np.mean([record["seconds"]["boundary"] for record in run.trained]))
-
-
-def spread(values: Sequence[float | None]) -> dict[str, Any] | None:
-    """Mean and sample standard deviation of what was measured, and the values; None if nothing was."""
-    there = [value for value in values if value is not None]
-    if not there:
-        return None
-    deviation = float(np.std(there, ddof=1)) if len(there) > 1 else None
-    return {"mean": float(np.mean(there)), "std": deviation, "by_seed": list(values)}
 
 
 def _mean(sizes: Sequence[int]) -> int:

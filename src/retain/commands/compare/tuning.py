@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from retain.commands.compare.cells import Cell
-from retain.commands.compare.entries import Entry
+from retain.commands.many.cells import Cell
+from retain.commands.many.entries import Entry
 
 
 def choose(entry: Entry, cells: Mapping[float, Cell]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a person sees while a comparison works: every run at work, how many are done, and how long the rest may take."""
+"""What a person sees while many runs work: each of them at work, how many are done, and how long the rest may take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from retain.commands.compare.cells import Cell
+from retain.commands.many.cells import Cell
 from retain.commands.plan import human_time
 
 LATE = 0.1  # of what a run has taken that takes longer than expected: what is left of it
@@ -79,6 +79,11 @@ class Board:
             self.waiting.remove(label)
         self.total -= runs
 
+    def taken(self, cell: Cell) -> None:
+        """Another process was quicker to start it."""
+        self.progress.remove_task(self.running.pop(cell)[0])
+        self.waiting.append(cell.label)
+
     def look(self) -> None:
         now = time.monotonic()
         for cell, (task, since) in self.running.items():
@@ -123,6 +128,12 @@ def remaining(
 
 def found(cell: Cell) -> str:
     """What a finished run has found, in a few words."""
-    scores = cell.results()["accuracy"]["scores"]
-    text = f"accuracy {scores['average_accuracy']:.3f}"
+    if cell.tasks is not None:
+        return f"{cell.tasks} task{'s' * (cell.tasks > 1)} learned"
+    if "accuracy" in (results := cell.results()):
+        scores = results["accuracy"]["scores"]
+        text = f"accuracy {scores['average_accuracy']:.3f}"
+    else:
+        scores = results["nats_per_token"]["scores"]
+        text = f"{scores['final']:.3f} nats a token"
     return text if scores["forgetting"] is None else f"{text}, forgetting {scores['forgetting']:+.3f}"

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from compared import pretend, stream
-from retain.commands.compare.board import Board, remaining
-from retain.commands.compare.cells import Cell
+from retain.commands.many.board import Board, remaining
+from retain.commands.many.cells import Cell
 
 KNOWN = {"ewc": [10.0, 20.0], "share": [60.0]}
 

@@ -11,8 +11,8 @@ import pytest
 
 from compared import Ended, starter, stream
 from retain import config
-from retain.commands.compare import cells
-from retain.commands.compare.cells import Cell, held, terminable, why, work
+from retain.commands.many import cells
+from retain.commands.many.cells import Cell, held, terminable, why, work
 from retain.store import StoreError
 
 pytestmark = pytest.mark.usefixtures("fast_runs")

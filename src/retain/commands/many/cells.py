@@ -1,4 +1,4 @@
-"""The runs of a comparison: each a plain ``retain run`` in a process of its own, so many at a time."""
+"""Runs, each a plain ``retain run`` in a process of its own, so many at a time."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ PATIENCE = 10.0  # seconds that a run has to end when it is asked to
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One run: of a method (by its label) under a seed, or under a value that is tried. Earlier turns start first."""
+    """One run: of a method (by its label) under a seed, or under a value that is tried. Earlier turns start first.
+
+    With ``tasks`` it stops after so many of them, and never has results.
+    """
 
     label: str
     name: str
     config: RunConfig
     turn: int = 0
+    tasks: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -49,7 +53,9 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        return (self.folder / "results.json").exists()
+        if self.tasks is None:
+            return (self.folder / "results.json").exists()
+        return self.stages()[0] > self.tasks
 
     def results(self) -> dict[str, Any]:
         """What it has found."""
@@ -61,6 +67,8 @@ class Cell:
         finished = sum(path.exists() for path in done)
         if not done[0].exists():
             return finished, None
+        if self.tasks is not None:
+            return finished, 1 + self.tasks
         cumulative = METHODS[self.config.method["name"]].cumulative
         return finished, 2 if cumulative else 1 + len(store.read_json(self.folder / "base" / "scores.json")["tasks"])
 
@@ -79,15 +87,23 @@ class Watcher(Protocol):
 
     def started(self, cell: Cell) -> None: ...
     def ended(self, cell: Cell, seconds: float, failure: str | None) -> None: ...
+    def dropped(self, label: str, runs: int) -> None: ...
+    def taken(self, cell: Cell) -> None: ...
     def look(self) -> None: ...
 
 
 Starter = Callable[[Cell], Process]
 Follow = Callable[[Cell, int], Sequence[Cell]]
+Elsewhere = Callable[[Cell], bool]
 
 
 def work(
-    cells: Sequence[Cell], start: Starter, jobs: int, watcher: Watcher, then: Follow = lambda cell, code: ()
+    cells: Sequence[Cell],
+    start: Starter,
+    jobs: int,
+    watcher: Watcher,
+    then: Follow = lambda cell, code: (),
+    elsewhere: Elsewhere = lambda cell: False,
 ) -> dict[Cell, int]:
     """Run ``cells``, ``jobs`` at a time; one that fails does not stop the others. Returns the exit codes of failures.
 
@@ -99,23 +115,35 @@ def work(
         jobs: how many may run at a time.
         watcher: who is told.
         then: what is to be run once a cell has ended with such a code.
+        elsewhere: whether another process runs or has run a cell: it is waited for, and ends with code 0 here.
     """
     waiting, running, failed = list(cells), dict[Cell, tuple[Process, float]](), dict[Cell, int]()
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                waiting.remove(cell := min(waiting, key=lambda cell: cell.turn))
-                running[cell] = start(cell), time.monotonic()
-                watcher.started(cell)
+            for cell in sorted(waiting, key=lambda cell: cell.turn):
+                if not elsewhere(cell):
+                    if len(running) == jobs:
+                        break
+                    waiting.remove(cell)
+                    running[cell] = start(cell), time.monotonic()
+                    watcher.started(cell)
+                elif cell.finished:
+                    waiting.remove(cell)
+                    watcher.dropped(cell.label, 1)
+                    waiting += then(cell, 0)
             for cell, (process, since) in list(running.items()):
                 if (code := process.poll()) is not None:
                     del running[cell]
+                    if code and elsewhere(cell):
+                        watcher.taken(cell)
+                        waiting.append(cell)
+                        continue
                     if code or not cell.finished:
                         failed[cell] = code
                     watcher.ended(cell, time.monotonic() - since, why(cell, code) if cell in failed else None)
                     waiting += then(cell, code)
             watcher.look()
-            time.sleep(PAUSE if running else 0)
+            time.sleep(PAUSE if running or waiting else 0)
     finally:
         stop([process for process, _ in running.values()])
     return failed
@@ -131,6 +159,7 @@ def starter(threads: int, keep_open: Sequence[int] = ()) -> Starter:
 
     def start(cell: Cell) -> Process:
         command = [sys.executable, "-m", "retain", "run", str(cell.file)]
+        command += [] if cell.tasks is None else ["--stop-after", str(cell.tasks)]
         store.write(cell.file, f"# retain run {cell.file}\n{configuration.dump(cell.config)}")
         with cell.log.open("ab") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log, pass_fds=keep_open)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from compared import stream
-from retain.commands.compare.entries import Entry, entries, reference, tried
+from retain.commands.many.entries import Entry, entries, tried
 from retain.methods import METHODS
 from retain.mistakes import Within
 
@@ -118,11 +118,3 @@ def test_all_leaves_out_what_does_not_fit_and_says_why(monkeypatch: pytest.Monke
 )
 def test_values_around_the_default(default: Any, tries: int, expected: tuple) -> None:
     assert tried(VALUES, default, tries) == expected
-
-
-def test_the_reference() -> None:
-    found = named("olora", "sequential", "ewc")
-    assert reference(None, found) == "sequential" and reference(None, named("olora", "ewc")) == "olora"
-    assert reference("ewc", found) == "ewc"
-    with pytest.raises(ValueError, match="--against 'oloraa' is not among the methods: olora.*did you mean 'olora'"):
-        reference("oloraa", found)

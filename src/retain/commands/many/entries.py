@@ -1,4 +1,4 @@
-"""Which methods are compared: names of ``METHODS``, and variants such as ``eblora:energy=0.9,lora.lora_alpha=40``."""
+"""Which methods take part: names of ``METHODS``, and variants such as ``eblora:energy=0.9,lora.lora_alpha=40``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from retain import config as configuration
 from retain import yamls
 from retain.config import RunConfig
 from retain.methods import METHODS, method_named
-from retain.nearest import did_you_mean
 
 ALL = "all"
+ASSIGNMENT = r",(?=[\w.]+=)"  # a comma between two assignments of a variant, not within a value
 SECTIONS = ("lora", "heads", "training")  # of which a variant may change a key; rows and seeds are the same for all
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One method of a comparison.
+    """One method, as it was asked for.
 
     Attributes:
         label: as it was asked for.
@@ -76,21 +76,6 @@ def entries(asked: Sequence[str], config: RunConfig, tries: int) -> tuple[list[E
     return found, left_out
 
 
-def reference(label: str | None, found: Sequence[Entry]) -> str:
-    """The label of the method that others are compared with: ``label``, else sequential, else the first.
-
-    Raises:
-        ValueError: it is not among them.
-    """
-    labels = [entry.label for entry in found]
-    if label is None:
-        return "sequential" if "sequential" in labels else labels[0]
-    if label not in labels:
-        near = did_you_mean(label, labels)
-        raise ValueError(f"--against {label!r} is not among the methods: {', '.join(labels)}{near}")
-    return label
-
-
 def tried(values: Sequence[float], default: Any, tries: int) -> tuple[float, ...]:
     """So many of ``values`` in a row, with ``default`` in the middle as far as there are values on both sides."""
     centre = list(values).index(default) if default in values else len(values) // 2
@@ -102,7 +87,7 @@ def _entry(label: str, config: RunConfig, tries: int) -> Entry:
     name, _, rest = label.partition(":")
     cls, whole = method_named(name), config.model_dump(exclude_none=True)
     sections = {"method": dict(config.method) if config.method["name"] == name else {"name": name}}
-    for assignment in re.split(r",(?=[\w.]+=)", rest) if rest else []:
+    for assignment in re.split(ASSIGNMENT, rest) if rest else []:
         section = assignment.partition(".")[0]
         if section in SECTIONS:
             sections.setdefault(section, copy.deepcopy(whole[section]))

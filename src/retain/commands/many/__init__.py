@@ -1,0 +1,1 @@
+"""Many runs at a time, each a process of its own: what commands share that start some."""
