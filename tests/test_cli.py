@@ -122,6 +122,14 @@ def test_run_says_what_it_did_and_where(stream: str, retain: Shell) -> None:
     assert (code, err) == (0, "") and again.strip().splitlines()[0] == "sequential: test accuracy (task known)"
 
 
+def test_run_stops_after_so_many_tasks_and_goes_on(bert: str, tmp_path: Path, retain: Shell) -> None:
+    file = yaml_file(document(bert, tmp_path, "mood sport", output=str(tmp_path / "out")), tmp_path / "two.yaml")
+    code, out, _ = retain("run", file, "--stop-after", "1")
+    assert code == 0 and "sport learned: " not in out and "tasks learned: 1; run again without --stop-after" in out
+    code, out, _ = retain("run", file)
+    assert code == 0 and "mood learned: " not in out and "sport learned: " in out and "adapter: " in out
+
+
 def test_warnings_about_tomorrow_do_not_reach_a_user(retain: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def command(*_: Any) -> None:
         warnings.warn("`x` is deprecated", FutureWarning, stacklevel=1)

@@ -33,6 +33,8 @@ class Method:
         guards: whether ``end_task`` without a training protects what the model can do as it is (``learn_base``).
         knob: the keyword that trades stability against plasticity, with values to try in ascending order, the default
             among them; None if there is none.
+        late: keywords that have no part in anything before the second task: until then, runs that differ in them alone
+            are the same.
         learned: the number of each finished task, by name; -1 is what the untouched model could do (``learn_base``).
         boundary: what the last ``end_task`` measured, by name, for the record of the run.
         strength: what a nat of the total of ``predicted_rise`` weighs in ``extra_loss``.
@@ -50,6 +52,7 @@ class Method:
     keeps_rows: ClassVar[bool] = False
     guards: ClassVar[bool] = False
     knob: ClassVar[tuple[str, tuple[float, ...]] | None] = None
+    late: ClassVar[tuple[str, ...]] = ()
     strength: float = 0.0
     extra_rows: float = 0.0
     first_number: int = 0

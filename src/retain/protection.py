@@ -36,6 +36,7 @@ class Protection(Method):
     """
 
     STATE: ClassVar[tuple[str, ...]] = ("calibration", "reached", "moved")
+    late = ("strength",)
 
     def __init__(self, model: nn.Module, *, strength: Strength | None, default: float, seed: int = 0) -> None:
         super().__init__(model, seed=seed)

@@ -34,8 +34,11 @@ from retain.task import Task
 from retain.workshop import LOSSES, METHOD, MODEL, Stage, Workshop, check_folder, choose_trainable, prepare, restore
 
 
-def run(config: RunConfig, console: Console | None = None) -> dict[str, Any]:
+def run(config: RunConfig, console: Console | None = None, tasks: int | None = None) -> dict[str, Any]:
     """Run ``config`` from where it stands; returns what its ``results.json`` holds.
+
+    With ``tasks`` it stops after so many of them, to go on when it is run again; where that is before the end there is
+    no ``results.json`` yet, and nothing is returned.
 
     Of the processes that ``accelerate launch`` starts the first writes and prints; all read what it has written.
 
@@ -49,14 +52,15 @@ def run(config: RunConfig, console: Console | None = None) -> dict[str, Any]:
     check_folder(config)
     with held(Path(config.output)) if ranks.first() else nullcontext():
         check_folder(config)
-        return _run(config, console)
+        return _run(config, console, tasks)
 
 
-def _run(config: RunConfig, console: Console) -> dict[str, Any]:
+def _run(config: RunConfig, console: Console, tasks: int | None) -> dict[str, Any]:
     output = Path(config.output)
     with console.status("loading the model and the data"):
         shop = prepare(config)
-    stages = shop.stages()
+    every = shop.stages()
+    stages = every[: None if tasks is None else 1 + tasks]
     ranks.wait()  # until each has seen the folder as it was
     if ranks.first():
         store.write(output / "config.yaml", configuration.dump(config))
@@ -86,6 +90,8 @@ def _run(config: RunConfig, console: Console) -> dict[str, Any]:
             console.print(headline(stage.name, records, config.scenario))
             for warning in records[-1]["warnings"]:
                 console.print(f"  [yellow]{escape(warning)}[/]", highlight=False)
+    if len(stages) < len(every):
+        return {}
     store.verify(stages[-1].folder, "adapter")
     summary = results(config, shop.stream, _read(stages))
     if ranks.first():

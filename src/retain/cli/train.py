@@ -65,7 +65,13 @@ def plan(config: ConfigFile, overrides: Overrides = None) -> None:
     command(load(config, overrides or ()), Console())
 
 
-def run(config: ConfigFile, overrides: Overrides = None) -> None:
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    stop_after: Annotated[
+        int | None, typer.Option(help="Tasks, this time; run again without it, it continues.", min=1)
+    ] = None,
+) -> None:
     """Train on the tasks of a YAML file, one after the other; run again after a crash: it continues.
 
     Example: [cyan]retain run bot.yaml method.strength=30 training.learning_rate=1e-4[/]
@@ -76,7 +82,9 @@ def run(config: ConfigFile, overrides: Overrides = None) -> None:
 
     console = Console()
     settings = load(config, overrides or ())
-    results = command(settings, console)
+    results, output = command(settings, console, stop_after), Path(settings.output)
+    if not results:
+        console.print(f"tasks learned: {stop_after}; run again without --stop-after, {output} goes on", soft_wrap=True)
+        return
     print_scores(console, results)
-    output = Path(settings.output)
     console.print(f"adapter: {output / 'adapter'}   results: {output / 'results.json'}", soft_wrap=True)

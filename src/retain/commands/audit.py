@@ -53,7 +53,7 @@ def audit(folder: Path, console: Console) -> None:
         highlight=False,
     )
     for entry in entries:
-        if entry["event"] in ("adopted", "mended"):
+        if entry["event"] in ("adopted", "mended", "branched"):
             console.print(f"[yellow]line {entry['n'] + 1}[/]: {_told(entry)}", soft_wrap=True, highlight=False)
     state = next((path / "state" for path in reversed(folders) if (path / "state").exists()), None)
     tensors = {} if state is None else store.read_tensors(state / "method.safetensors")
@@ -80,6 +80,8 @@ def _settle(folder: Path, folders: list[Path], entries: list[Entry]) -> None:
 def _told(entry: Entry) -> str:
     if entry["event"] == "adopted":
         return f"finished before this ledger began, nothing is known of what they read: {', '.join(entry['stages'])}"
+    if entry["event"] == "branched":
+        return f"the lines before are those of {entry['trunk']}; this run branched off, with its own {entry['keyword']}"
     return f"a kill had torn the line before it; {entry['bytes']} bytes of it were cut off"
 
 

@@ -37,6 +37,7 @@ class LwF(Method):
     guards = True
     needs_adapter = False
     knob = ("weight", (0.1, 0.3, 1.0, 3.0, 10.0))
+    late = ("weight",)
 
     def __init__(
         self,

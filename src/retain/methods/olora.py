@@ -34,6 +34,7 @@ class OLoRA(Method):
 
     STATE = ("trained",)
     knob = ("orthogonality", (0.05, 0.15, 0.5, 1.5, 5.0))
+    late = ("orthogonality",)
 
     def __init__(
         self, model: nn.Module, *, orthogonality: float = 0.5, overlap: Overlap = "absolute", seed: int = 0

@@ -59,6 +59,7 @@ class Replay(Method):
     needs_adapter = False
     keeps_rows = True
     knob = ("weight", (0.1, 0.3, 1.0, 3.0, 10.0))
+    late = ("weight",)
 
     def __init__(
         self,
