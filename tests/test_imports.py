@@ -64,7 +64,7 @@ FLOORS = (
     },
     {"config", "sections"},
     {"data", "sources", "language"},
-    {"run", "workshop", "provenance", "results", "card", "tokenwise", "guard", "report"},
+    {"run", "workshop", "provenance", "results", "calibration", "card", "tokenwise", "guard", "report"},
     {"commands"},
     {"cli"},
     {"__init__", "__main__"},

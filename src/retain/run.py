@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from retain import config as configuration
 from retain import ranks, store
+from retain.calibration import calibrate, doubts, note
 from retain.card import card
 from retain.config import RunConfig
 from retain.evaluate import Score, evaluate, evaluate_unsaid
@@ -29,7 +30,7 @@ from retain.ledger import LEDGER
 from retain.lora import adapter_parameters
 from retain.progress import StepBar, WorkBar
 from retain.provenance import begun, ended, opened
-from retain.results import calibrate, doubts, headline, note, record, results, row_losses
+from retain.results import headline, record, results, row_losses
 from retain.task import Task
 from retain.workshop import LOSSES, METHOD, MODEL, Stage, Workshop, check_folder, choose_trainable, prepare, restore
 

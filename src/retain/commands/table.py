@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from retain.results import share_in_words
+from retain.calibration import share_in_words
 from retain.units import human
 
 MISSING, ENDLESS = "·", 10_000
