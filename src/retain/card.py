@@ -20,6 +20,9 @@ def card(readme: str, results: Mapping[str, Any]) -> str:
         f"| {name} | {_number(matrix[0][i])} | {_number(matrix[i + 1][i])} | {_number(matrix[-1][i])} |"
         for i, name in enumerate(names)
     ]
+    if guard := results.get("guard"):
+        values = guard["nats_per_token"]
+        rows.append(f"| {guard['name']} (general) | {_number(values[0])} | · | {_number(values[-1])} |")
     sizes = results["bytes"]
     kept = (
         f"The adapter takes {human(sizes['adapter'])}; the state to go on from, {human(sizes['state'])}, is not here."

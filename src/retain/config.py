@@ -15,6 +15,7 @@ from retain import yamls
 from retain.mistakes import Within, one_line
 from retain.sections import (
     EvaluationConfig,
+    GuardConfig,
     HeadsConfig,
     LanguageConfig,
     ModelConfig,
@@ -22,6 +23,7 @@ from retain.sections import (
     Seed,
     TaskConfig,
     Text,
+    check_guard,
     check_keywords,
     check_task_kind,
     checked_training,
@@ -47,6 +49,7 @@ class RunConfig(Section):
     language: LanguageConfig = LanguageConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tasks: Annotated[list[TaskConfig], Field(min_length=1)]
+    guard: GuardConfig | None = None
     scenario: Literal["task", "class", "domain"] = "task"
     output: Text = "runs/run"
     seed: Seed = 0
@@ -112,6 +115,13 @@ class RunConfig(Section):
                 raise Within(str(number), error) from None
         return tasks
 
+    @field_validator("guard")
+    @classmethod
+    def _guard(cls, guard: GuardConfig | None, info: ValidationInfo) -> GuardConfig | None:
+        if guard is not None and {"model", "tasks"} <= info.data.keys():
+            check_guard(guard, info.data["model"].kind, [task.name for task in info.data["tasks"]])
+        return guard
+
     @field_validator("training")
     @classmethod
     def _training(cls, training: dict[str, Any]) -> dict[str, Any]:
@@ -170,12 +180,15 @@ def _beside(folder: str, config: RunConfig) -> RunConfig:
         here = os.path.join(folder, given)
         return here if os.path.exists(here) or glob.glob(here, recursive=True) else given
 
-    tasks = []
-    for task in config.tasks:
-        named = ["data_files", "data_dir"] if task.data_files or task.data_dir else ["path"]
-        tasks.append(task.model_copy(update={k: found(v) for k in named if (v := getattr(task, k)) is not None}))
-    model = config.model.model_copy(update={"path": found(config.model.path)})
-    return config.model_copy(update={"tasks": tasks, "model": model})
+    def moved(entry: TaskConfig) -> TaskConfig:
+        named = ["data_files", "data_dir"] if entry.data_files or entry.data_dir else ["path"]
+        return entry.model_copy(update={k: found(v) for k in named if (v := getattr(entry, k)) is not None})
+
+    update: dict[str, Any] = {"tasks": [moved(task) for task in config.tasks]}
+    update["model"] = config.model.model_copy(update={"path": found(config.model.path)})
+    if config.guard is not None:
+        update["guard"] = moved(config.guard)
+    return config.model_copy(update=update)
 
 
 def training_of(config: RunConfig, task: str) -> dict[str, Any]:

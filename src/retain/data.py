@@ -34,11 +34,13 @@ class Stream:
         tasks: rows are data sets with the model's columns and ``labels``, the global id of the class.
         labels: class names of each task; in a domain-incremental stream the one list that all share; none of tokens.
         groups: (C,) number of the task that owns each global class; None if all share them.
+        guard: rows on which the untouched model is good; None if none are named.
     """
 
     tasks: list[Task]
     labels: list[list[str]]
     groups: Tensor | None
+    guard: Task | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +60,8 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
     """
     if config.model.kind == "causal-lm":
         _check_names([entry.name for entry in config.tasks])
-        tasks = language_tasks(config, processor)
-        return Stream(tasks, [[] for _ in tasks], None)
+        tasks, guard = language_tasks(config, processor)
+        return Stream(tasks, [[] for _ in tasks], None, guard)
     pieces = [piece for entry in config.tasks for piece in _pieces(entry, config)]
     names = [piece.name for piece in pieces]
     _check_names(names)

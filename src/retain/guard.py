@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
+from math import exp
+from typing import Any
+
+import numpy as np
 
 from retain.method import Method
+from retain.paired import lost
 from retain.task import Task
+from retain.tokenwise import linear, per_token
+
+Entry = Mapping[str, Any]
+READING = (
+    "the loss over all target tokens of the guard's test rows after every task, the untouched model first; rise: what "
+    "it has become more, with its 95 % interval over rows, drawn in pairs: above zero is worse"
+)
 
 
 def learn_base(method: Method, task: Task) -> None:
@@ -40,3 +53,37 @@ def learn_base(method: Method, task: Task) -> None:
         method.end_task(task)
     finally:
         method.first_number = 0
+
+
+def guarded(records: Sequence[Mapping[str, Any]], tasks: int) -> dict[str, Any]:
+    """What ``results.json`` says of the guard: nats per token (T+1) after every stage, and how they rose.
+
+    Args:
+        records: of all stages, each with a "guard".
+        tasks: T.
+    """
+    first, last = records[0]["guard"], records[-1]["guard"]
+    nats: list[float | None] = [None] * (tasks + 1)
+    for entry in records:
+        nats[entry["learned"]] = round(per_token(entry["guard"]), 6)
+    rise, low, high = risen(first, last)
+    return {
+        "name": first["name"],
+        "rows": first["rows"],
+        "held": first["held"],
+        "nats_per_token": nats,
+        "perplexity": [None if x is None else round(exp(x), 6) for x in nats],
+        "rise": round(rise, 6),
+        "interval_95": [round(low, 6), round(high, 6)],
+        "reading": READING,
+    }
+
+
+def risen(then: Entry, now: Entry) -> tuple[float, float, float]:
+    """The rise of nats per token from one record of a guard to another, and its 95 % interval over rows in pairs.
+
+    The interval is that of the difference of two ratios, by their linear expansion in the rows (``tokenwise.linear``).
+    """
+    tokens = np.array(then["tokens"], dtype=float)
+    before, after = (linear(np.array([entry["losses"]]), tokens)[0] for entry in (then, now))
+    return lost(-before, -after, relative=False)

@@ -20,21 +20,23 @@ MAX_LENGTH = 512  # tokens, unless a task says otherwise
 LONG = 5_000  # rows from which on a progress bar is worth its line
 
 
-def language_tasks(config: RunConfig, tokenizer: Any) -> list[Task]:
-    """The tasks of ``config``: rows are data sets of ``input_ids`` and ``labels``, -100 where nothing is learned.
+def language_tasks(config: RunConfig, tokenizer: Any) -> tuple[list[Task], Task | None]:
+    """The tasks and the guard of ``config``: data sets of ``input_ids`` and ``labels``, -100 where nothing is learned.
 
     Raises:
         DataError: the first thing wrong with the data, in one line.
     """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    encode, seed, tasks = Encoder(tokenizer, config.language.loss), config.rows_seed, []
-    for entry in config.tasks:
+    encode, seed = Encoder(tokenizer, config.language.loss), config.rows_seed
+
+    def task(entry: TaskConfig) -> Task:
         train, test, _ = read(entry, seed, config.evaluation.rows or "test", labelled=False)
         learned = encode(entry, "training", train.at_most(entry.max_train, seed).rows)
         scored = encode(entry, "test", test.at_most(entry.max_test, seed).rows)
-        tasks.append(Task(entry.name, learned, scored, CrossEntropy(), Padded(tokenizer.pad_token_id)))
-    return tasks
+        return Task(entry.name, learned, scored, CrossEntropy(), Padded(tokenizer.pad_token_id))
+
+    return [task(entry) for entry in config.tasks], None if config.guard is None else task(config.guard)
 
 
 class Encoder:

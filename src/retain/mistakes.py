@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from types import UnionType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
@@ -145,4 +146,5 @@ def _keys(kind: Any, place: Sequence[int | str]) -> list[str]:
     """The keys of the section at ``place``, such as ("tasks", 0), in a ``kind`` of model."""
     for step in place:
         kind = get_args(kind)[0] if isinstance(step, int) else kind.model_fields[step].annotation
+        kind = get_args(kind)[0] if isinstance(kind, UnionType) else kind  # a section that may be left out
     return list(kind.model_fields)

@@ -58,10 +58,14 @@ def unsettled(entries: Iterable[dict[str, Any]], finished: Sequence[Stage]) -> l
 
 
 def begun(ledger: Ledger, shop: Workshop, stage: Stage) -> None:
-    """Tell what ``stage`` is given: the training rows of its task (of all, if it is cumulative), and what it scores."""
-    tasks = shop.stream.tasks
-    trains = [] if stage.task is None else tasks if shop.method.cumulative else [tasks[stage.number]]
-    reads = [_read(task, "train") for task in trains] + [_read(task, "test") for task in tasks]
+    """Tell what ``stage`` is given: the training rows of its task (of all, if it is cumulative), and what it scores.
+
+    The first is given the training rows of the guard, if the method measures anything on them.
+    """
+    tasks, scored = shop.stream.tasks, shop.scored()
+    held = scored[len(tasks) :] if shop.method.guards else []
+    trains = held if stage.task is None else tasks if shop.method.cumulative else [tasks[stage.number]]
+    reads = [_read(task, "train") for task in trains] + [_read(task, "test") for task in scored]
     ledger.append("begin", number=stage.number, name=stage.name, reads=reads)
 
 

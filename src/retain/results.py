@@ -14,6 +14,8 @@ from retain.calibration import in_words
 from retain.config import RunConfig
 from retain.data import Stream
 from retain.evaluate import Score
+from retain.guard import guarded
+from retain.task import Task
 from retain.tokenwise import headline as tokenwise_headline
 from retain.tokenwise import tokenwise
 
@@ -28,17 +30,20 @@ INTERVALS = {
 KINDS = {"task": ("known", "unknown"), "class": ("unknown", "known"), "domain": ("known",)}
 
 
-def record(number: int, found: Mapping[str, Score]) -> dict[str, Any]:
-    """The scores of one stage as JSON; outcomes of rows are strings of 0 and 1, in the order of the test rows."""
-    return {
-        "learned": number + 1,
-        "tasks": {
-            name: {"rows": score.n, "loss": score.loss}
-            | {key: _bits(value) for key, value in _outcomes(score).items() if value is not None}
-            | _of_tokens(score)
-            for name, score in found.items()
-        },
-    }
+def record(number: int, found: Mapping[str, Score], guard: Task | None = None) -> dict[str, Any]:
+    """The scores of one stage as JSON; outcomes of rows are strings of 0 and 1, in the order of the test rows.
+
+    Among those ``found`` under the names of their tasks that of ``guard`` stands apart.
+    """
+    entries = {name: _entry(score) for name, score in found.items()}
+    held = None if guard is None else entries.pop(guard.name)
+    told = {"learned": number + 1, "tasks": entries}
+    return told if guard is None else told | {"guard": {"name": guard.name} | (held or {})}
+
+
+def _entry(score: Score) -> dict[str, Any]:
+    outcomes = {key: _bits(value) for key, value in _outcomes(score).items() if value is not None}
+    return {"rows": score.n, "loss": score.loss} | outcomes | _of_tokens(score)
 
 
 def _of_tokens(score: Score) -> dict[str, Any]:
@@ -57,7 +62,7 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
 
     ``accuracy`` is measured as the scenario says: the task known (task-incremental), unknown (class-incremental),
     or of no matter (domain-incremental). The first two are both reported. Of a causal language model there are
-    ``nats_per_token`` instead.
+    ``nats_per_token`` instead, and ``guard`` if there is one.
     """
     names = [task.name for task in stream.tasks]
     rows = np.array([records[0]["tasks"][name]["rows"] for name in names])
@@ -71,6 +76,8 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
     }
     if config.model.kind == "causal-lm":
         summary |= tokenwise(records, names)
+        if "guard" in records[0]:
+            summary["guard"] = guarded(records, len(names))
     else:
         summary |= _accuracies(records, names, KINDS[config.scenario], rows)
     summary["loss"] = {"matrix": _rounded(_loss(records, names)), "unit": "nats per example"}

@@ -25,6 +25,7 @@ from retain.card import card
 from retain.config import RunConfig
 from retain.evaluate import Score, evaluate, evaluate_unsaid
 from retain.files import copy_folder, held, sweep, write
+from retain.guard import learn_base
 from retain.hf import fit
 from retain.ledger import LEDGER
 from retain.lora import adapter_parameters
@@ -71,13 +72,13 @@ def _run(config: RunConfig, console: Console, tasks: int | None) -> dict[str, An
     left = stages[len(finished) :]
     _read(finished)
     book = opened(output / LEDGER, shop, finished, left) if ranks.first() else None
-    if left and finished and finished[-1].task is not None:
+    if left and finished and shop.leaves_state(finished[-1]):
         restore(shop, finished[-1].folder)
     if left and shop.method.keeps_rows:
         console.print(f"[yellow]{config.method['name']} keeps training rows of every task in the run's state[/]")
     elif left and shop.method.growth:
         console.print(f"[yellow]{config.method['name']} keeps more with every task[/] (docs/methods.md says how much)")
-    rows = sum(len(task.test) for task in shop.stream.tasks)
+    rows = sum(len(task.test) for task in shop.scored())
     with WorkBar(console, sum(stage.work for stage in left) + rows * len(left)) as bar:
         for i, stage in enumerate(left, len(finished)):
             if book is not None:
@@ -118,6 +119,12 @@ def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar) -> None:
             shop.method.end_task(stage.task)
         found["boundary"] = shop.method.boundary
         clock.lap("boundary")
+    elif shop.stream.guard is not None:
+        bar.show(f"measuring what {stage.name} is good at")
+        with _heard(warned):
+            learn_base(shop.method, shop.stream.guard)
+        found["boundary"] = shop.method.boundary
+        clock.lap("boundary")
     scores = _score(shop, stage, bar)
     if foreseen:
         compared = calibrate(foreseen, remembered, store.read_tensors(last / LOSSES), row_losses(scores))
@@ -145,9 +152,9 @@ def _train(shop: Workshop, task: Task, stage: Stage, bar: WorkBar, warned: list[
 def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Score]:
     method, scores = shop.method, {}
     how: Any = {"seen": range(stage.number + 1), "batch_size": shop.config.scored_at_once}
-    for task in shop.stream.tasks:
+    for task in shop.scored():
         bar.show(f"{stage.name}: scoring {task.name}")
-        method.activate(task.name)
+        method.activate(None if task is shop.stream.guard else task.name)
         score = evaluate(shop.model, task, **how)
         apart = method.separate and method.learned and score.correct is not None
         scores[task.name] = evaluate_unsaid(method, task, score, **how) if apart else score
@@ -166,9 +173,12 @@ def _heard(warned: list[str]) -> Iterator[None]:
 
 
 def _save(shop: Workshop, stage: Stage, scores: dict[str, Score], found: dict[str, Any]) -> None:
-    found = record(stage.number, scores) | found
+    found = record(stage.number, scores, shop.stream.guard) | found
+    if "guard" in found:
+        found["guard"]["held"] = shop.method.guards
     if stage.task is not None:
         shop.write_adapter(stage.folder / "adapter")
+    if shop.leaves_state(stage):
         store.write_tensors(stage.folder / MODEL, adapter_parameters(shop.model))
         store.write_tensors(stage.folder / METHOD, state := shop.method.state_dict())
         sizes = {"adapter": store.size(stage.folder / "adapter"), "state": store.size(stage.folder / METHOD)}

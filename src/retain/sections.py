@@ -106,8 +106,36 @@ class TaskConfig(Section):
         return checked_training(training)
 
 
+class GuardConfig(TaskConfig):
+    """``guard``: rows, such as general text, on which the untouched model is good; keys as of a task.
+
+    What it can do on the training rows is measured before the first task, and held by methods that can; the loss on
+    the test rows is measured after every task.
+    """
+
+    name: Text = "guard"
+
+
 OF_CLASSES = ("label", "classes", "split_by_class", "image")  # keys of a task that say what its classes are
 OF_LANGUAGE = ("format",)
+
+
+def check_guard(guard: GuardConfig, kind: str, tasks: Iterable[str]) -> None:
+    """Refuse a ``guard`` that cannot be one beside ``tasks`` of a model of ``kind``.
+
+    Raises:
+        ValueError: what came, and what would be allowed.
+    """
+    if kind != "causal-lm":
+        raise ValueError(
+            f"a section is not allowed with model.kind {kind!r}: its head is new, so that there is nothing yet for the "
+            "model to lose; of a head that the checkpoint has learned retain.learn_base takes rows"
+        )
+    check_task_kind(guard, kind)
+    if guard.training:
+        raise Within("training", f"{guard.training!r} is not allowed: nothing is trained on the rows of a guard")
+    if guard.name in tasks:
+        raise Within("name", f"{guard.name!r} is a task, too; tasks: {', '.join(tasks)}")
 
 
 def check_task_kind(task: TaskConfig, kind: str) -> None:

@@ -27,28 +27,31 @@ def tokenwise(records: Records, names: Sequence[str]) -> dict[str, Any]:
     ``nats_per_token`` is the negative log-likelihood of a task's test rows over the number of their target tokens;
     lower is better, its exponential is the perplexity. ``gained`` is better above zero, and ``forgetting`` worse.
     """
-    columns = [_linear(*_losses(records, name)) for name in names]
+    columns = [linear(*_losses(records, name)) for name in names]
     matrix = np.stack([column.mean(1) for column in columns], axis=1)
     return {"nats_per_token": _summary(columns) | {"perplexity": _rounded(np.exp(matrix))}}
 
 
 def headline(name: str, records: Records) -> str:
-    """What the last stage learned, and what it did to the tasks before; a line."""
+    """What the last stage learned, and what it did to the tasks before and to a guard; a line."""
     first, last = records[0]["tasks"], records[-1]["tasks"]
-    learned = list(last)[: records[-1]["learned"]]
+    learned, guard = list(last)[: records[-1]["learned"]], ""
+    if "guard" in records[0]:
+        base, kept = (per_token(entry["guard"]) for entry in (records[0], records[-1]))
+        guard = f"; {records[0]['guard']['name']}: {kept:.3f}" + (f" ({kept - base:+.3f})" if learned else "")
     if not learned:
-        return f"[dim]{name}:[/] nats a token " + " ".join(f"{nats(entry):.3f}" for entry in last.values())
+        return f"[dim]{name}:[/] nats a token " + " ".join(f"{per_token(entry):.3f}" for entry in last.values()) + guard
     mine = learned[-1]
-    line = f"[bold]{name}[/] learned: {nats(last[mine]):.3f} nats a token (untouched {nats(first[mine]):.3f})"
+    line = f"[bold]{name}[/] learned: {per_token(last[mine]):.3f} nats a token (untouched {per_token(first[mine]):.3f})"
     if len(learned) > 1 and len(records) == records[-1]["learned"] + 1:
-        now = np.mean([nats(last[task]) for task in learned[:-1]])
-        then = np.mean([nats(records[i + 1]["tasks"][task]) for i, task in enumerate(learned[:-1])])
+        now = np.mean([per_token(last[task]) for task in learned[:-1]])
+        then = np.mean([per_token(records[i + 1]["tasks"][task]) for i, task in enumerate(learned[:-1])])
         word = "worse" if now > then else "better"
         line += f"; the {len(learned) - 1} before: {now:.3f} ({now - then:+.3f} since learned, {word})"
-    return line
+    return line + guard
 
 
-def nats(entry: Mapping[str, Any]) -> float:
+def per_token(entry: Mapping[str, Any]) -> float:
     """Nats per token of a task in a record: over all target tokens of its test rows."""
     return entry["loss"] * entry["rows"] / sum(entry["tokens"])
 
@@ -86,7 +89,7 @@ def _losses(records: Records, name: str) -> tuple[Array, Array]:
     return _filled(records, name, "losses"), np.array(records[0]["tasks"][name]["tokens"], dtype=float)
 
 
-def _linear(losses: Array, tokens: Array) -> Array:
+def linear(losses: Array, tokens: Array) -> Array:
     """Values (T+1, rows) whose mean over rows is the ratio sum(losses) / sum(tokens), and which vary as it does.
 
     The ratio's linear expansion in its rows: r + (loss - r tokens) / mean tokens. Resampling its rows gives the ratio's

@@ -73,6 +73,14 @@ class Workshop:
         """The tasks by name."""
         return [task.name for task in self.stream.tasks]
 
+    def scored(self) -> list[Task]:
+        """The tasks, and the guard if there is one."""
+        return [*self.stream.tasks, *([self.stream.guard] if self.stream.guard else [])]
+
+    def leaves_state(self, stage: Stage) -> bool:
+        """Whether ``stage`` has something that the next one goes on from."""
+        return stage.task is not None or self.stream.guard is not None
+
     def write_adapter(self, folder: Path) -> None:
         """Write the adapter in place as a stock LoRA."""
         labels, first = dict[str, Any](), 0

@@ -106,22 +106,34 @@ def report(
 def check(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
     max_forgetting: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Of every task: a share of its score ([cyan]2%[/]), points of it ([cyan]0.02[/]), or a rise of its "
-            "loss ([cyan]0.05nats[/])."
+            help="Of every task: a share of its score ([cyan]2%[/]), points of it ([cyan]0.02[/]; of a language model: "
+            "nats a token), or a rise of its loss in nats an example ([cyan]0.05nats[/]). [dim]default: 2%; of a "
+            "language model 0.05[/]",
+            show_default=False,
         ),
-    ] = "2%",
+    ] = None,
+    max_guard_rise: Annotated[
+        float | None,
+        typer.Option(
+            help="Of what the untouched model could do (`guard`): nats a token. [dim]default: 0.05, if there is one[/]",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Say of every task of a run whether it was forgotten: exit code 0 if not, 2 if it was, 1 for an error.
 
-    A task is compared with itself right after it was learned. Too much is lost only where the whole 95 % interval
-    over its test rows is beyond the bound; where it is on both sides, they cannot tell, and the exit code is 0.
+    A task is compared with itself right after it was learned, a guard with the untouched model. Too much is lost only
+    where the whole 95 % interval over test rows is beyond the bound; where it is on both sides, they cannot tell, and
+    the exit code is 0.
 
     Example: [cyan]retain check runs/bot --max-forgetting 2%[/]
     """
     from retain.commands.check import Bound
     from retain.commands.check import check as command
 
-    if not command(folder, Bound.parse(max_forgetting), Console()):
+    bound = None if max_forgetting is None else Bound.parse(max_forgetting)
+    if not command(folder, bound, Console(), guard=max_guard_rise):
         raise typer.Exit(2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -16,17 +16,21 @@ from retain import config as configuration
 from retain import store
 from retain.paired import lost
 from retain.results import KINDS
+from retain.tokenwise import linear
 
 Verdict = Literal["fine", "cannot tell", "too much"]
+Record = Mapping[str, Any]
+TOKENS = "tokens"  # what is scored of a language model
+USUAL = 0.05  # nats a token
 STYLES = {"fine": "green", "cannot tell": "yellow", "too much": "bold red"}
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What may be lost: a share of the score that a task had ("%"), points of it (""), or nats of loss ("nats")."""
+    """What may be lost: a share of the score that a task had ("%"), points of it (""), or so much loss."""
 
     value: float
-    unit: Literal["%", "", "nats"]
+    unit: Literal["%", "", "nats", "nats a token"]
 
     @classmethod
     def parse(cls, text: str) -> Bound:
@@ -46,41 +50,71 @@ class Bound:
 
     def said(self, amount: float) -> str:
         """``amount`` in the bound's unit."""
-        return f"{amount:.1%}" if self.unit == "%" else f"{amount:.3f}{' nats' if self.unit else ''}"
+        return f"{amount:.1%}" if self.unit == "%" else f"{amount:.3f} {self.unit}".rstrip()
 
 
-def check(folder: Path, bound: Bound, console: Console) -> bool:
-    """Print a verdict on every task of the finished run in ``folder``; False if one has lost more than ``bound``.
+def check(folder: Path, bound: Bound | None, console: Console, *, guard: float | None = None) -> bool:
+    """Print a verdict on every task of the finished run in ``folder``; False if one has lost more than it may.
 
-    A task has lost what lies between its test rows right after its own training and at the end. It is too much only
-    where the whole 95 % interval over test rows, drawn in pairs, is beyond the bound.
+    A task has lost what lies between its test rows right after its own training and at the end, a guard what lies
+    between the untouched model and the end. It is too much only where the whole 95 % interval over test rows, drawn in
+    pairs, is beyond the bound.
+
+    Args:
+        folder: of the run.
+        bound: of the tasks; None: 2 % of their score, or 0.05 nats a token.
+        console: where to print.
+        guard: of the guard, nats a token; None: 0.05, if there is one.
 
     Raises:
         StoreError: no finished run, or a damaged file.
+        ValueError: a bound of what the run has not measured.
     """
     if not (folder / "results.json").exists():
         raise store.StoreError(f"{folder} holds no finished run: it has no results.json; `retain run` continues one")
-    scenario = configuration.load(folder / "config.yaml").scenario
-    stages = [path for path in sorted((folder / "tasks").iterdir()) if store.is_closed(path)]
+    config = configuration.load(folder / "config.yaml")
+    kind = TOKENS if config.model.kind == "causal-lm" else KINDS[config.scenario][0]
+    stages = [folder / "base", *(path for path in sorted((folder / "tasks").iterdir()) if store.is_closed(path))]
     for stage in stages:
         store.verify(stage, "scores.json")
     records = [store.read_json(stage / "scores.json") for stage in stages]
-    fine = True
+    if guard is not None and "guard" not in records[0]:
+        raise ValueError(f"--max-guard-rise {guard:g}: the run has no guard; a configuration names one under `guard`")
+    verdicts = [*_of_tasks(stages, records, kind, bound, console), *_of_guard(records, guard, console)]
+    return "too much" not in verdicts
+
+
+def _of_tasks(
+    stages: Sequence[Path], records: Sequence[Record], kind: str, bound: Bound | None, console: Console
+) -> Iterator[Verdict]:
+    if bound is None:
+        bound = Bound(*((USUAL, "nats a token") if kind == TOKENS else (0.02, "%")))
+    elif kind == TOKENS and not bound.unit:
+        bound = Bound(bound.value, "nats a token")
     for number, name in enumerate(records[-1]["tasks"], 1):
         after = next(i for i, record in enumerate(records) if record["learned"] >= number)
         if after == len(records) - 1:
             console.print(f"{name}: learned last, nothing to forget yet", highlight=False, soft_wrap=True)
             continue
-        then, now = (_rows(stages[i], records[i], name, KINDS[scenario][0], bound) for i in (after, -1))
-        verdict, line = judged(name, then, now, bound)
-        console.print(f"{line}: [{STYLES[verdict]}]{verdict}[/]", highlight=False, soft_wrap=True)
-        fine = fine and verdict != "too much"
-    return fine
+        then, now = (_rows(stages[i], records[i], name, kind, bound) for i in (after, -1))
+        yield _told(*judged(name, then, now, bound), console)
+
+
+def _of_guard(records: Sequence[Record], most: float | None, console: Console) -> Iterator[Verdict]:
+    if "guard" in records[0]:
+        then, now = (_per_token(record["guard"]) for record in (records[0], records[-1]))
+        bound = Bound(USUAL if most is None else most, "nats a token")
+        yield _told(*judged(records[0]["guard"]["name"], then, now, bound), console)
+
+
+def _told(verdict: Verdict, line: str, console: Console) -> Verdict:
+    console.print(f"{line}: [{STYLES[verdict]}]{verdict}[/]", highlight=False, soft_wrap=True)
+    return verdict
 
 
 def judged(name: str, then: Sequence[float], now: Sequence[float], bound: Bound) -> tuple[Verdict, str]:
     """The verdict on a task whose rows scored ``then`` (n,) and score ``now`` (n,), and what it rests on."""
-    sign = -1 if bound.unit == "nats" else 1  # of a loss, more is worse
+    sign = -1 if bound.unit.startswith("nats") else 1  # of a loss, more is worse
     before, after = (sign * float(np.mean(rows)) for rows in (then, now))
     fall, low, high = lost(then, now, relative=bound.unit == "%")
     if isnan(low):
@@ -91,11 +125,18 @@ def judged(name: str, then: Sequence[float], now: Sequence[float], bound: Bound)
     return verdict, f"{name}: {before:.3f} -> {after:.3f}, {said}"
 
 
-def _rows(stage: Path, record: Mapping[str, Any], name: str, kind: str, bound: Bound) -> list[float]:
+def _rows(stage: Path, record: Record, name: str, kind: str, bound: Bound) -> Sequence[float]:
     """The scores (n,) of a task's test rows after ``stage``; losses count below zero, so that higher is better."""
     if bound.unit == "nats":
         store.verify(stage, "losses.safetensors")
         return [-x for x in store.read_tensors(stage / "losses.safetensors")[name].tolist()]
-    if kind not in record["tasks"][name]:
-        raise ValueError(f"task {name!r} has no accuracy: give --max-forgetting in nats, such as 0.05nats")
+    if kind == TOKENS:
+        if bound.unit == "%":
+            raise ValueError(f"task {name!r} has no accuracy: give --max-forgetting in nats a token, such as {USUAL:g}")
+        return _per_token(record["tasks"][name])
     return [float(bit) for bit in record["tasks"][name][kind]]
+
+
+def _per_token(entry: Mapping[str, Any]) -> Sequence[float]:
+    """Values (n,) whose mean is less nats per token of a record's rows, and which vary as it does."""
+    return (-linear(np.array([entry["losses"]]), np.array(entry["tokens"], dtype=float))[0]).tolist()

@@ -28,11 +28,25 @@ def print_scores(console: Console, results: Mapping[str, Any]) -> None:
 
 def _print_tokenwise(console: Console, results: Mapping[str, Any]) -> None:
     """Nats per token, and what they come down to."""
-    found, method = results["nats_per_token"], results["method"]["name"]
+    found, method, guard = results["nats_per_token"], results["method"]["name"], results.get("guard")
     title = f"{method}: {results['rows']} rows, nats per token, lower is better"
-    _print_matrix(console, title, results["tasks"], found["matrix"])
+    _print_matrix(console, title, *beside(results["tasks"], found["matrix"], guard))
     for name, says in (("gained", "above zero is better"), ("forgetting", "above zero is worse"), ("final", "")):
         _print_level(console, found, name, says)
+    if guard:
+        low, high = (format(x, "+.3f") for x in guard["interval_95"])
+        says = "above zero is worse" + ("" if guard["held"] else f"; {method} does not hold it")
+        notes = f"[dim](95% over rows: {low} to {high}; {says})[/]"
+        console.print(f"  {'rise of ' + guard['name']:<18} {guard['rise']:+.3f}  {notes}", highlight=False)
+
+
+def beside(
+    names: Sequence[str], matrix: Sequence[Sequence[float | None]], guard: Mapping[str, Any] | None
+) -> tuple[list[str], list[list[float | None]]]:
+    """``matrix`` (T+1, T) with the column of a guard, if there is one, and the names of all columns."""
+    if not guard:
+        return [*names], [[*row] for row in matrix]
+    return [*names, guard["name"]], [[*row, x] for row, x in zip(matrix, guard["nats_per_token"], strict=True)]
 
 
 def _print_level(console: Console, found: Mapping[str, Any], name: str, says: str) -> None:
@@ -114,7 +128,8 @@ def _matrix(names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> T
         if any(value is not None for value in row):
             alone = t > 1 and all(value is None for value in matrix[t - 1])
             label = "all at once" if alone else ["nothing yet", *names][t]
-            table.add_row(label, *[_cell(value, i, t) for i, value in enumerate(row)])
+            styles = [_style(i, t) if i < len(matrix) - 1 else "" for i in range(len(row))]
+            table.add_row(label, *map(Text, map(_number, row), styles))
     return table
 
 
@@ -124,14 +139,14 @@ def _summary(names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> 
     for title in ("untouched model", "just learned", "at the end"):
         table.add_column(title, justify="right")
     for i, name in enumerate(names):
-        table.add_row(name, *[_number(matrix[t][i]) for t in (0, i + 1, -1)])
+        learned = matrix[i + 1][i] if i + 1 < len(matrix) else None
+        table.add_row(name, *map(_number, (matrix[0][i], learned, matrix[-1][i])))
     return table
 
 
-def _cell(value: float | None, task: int, learned: int) -> Text:
+def _style(task: int, learned: int) -> str:
     """A task not learned yet is dim, the one just learned is bold."""
-    style = "bold" if task == learned - 1 else "" if task < learned else "dim"
-    return Text(_number(value), style)
+    return "bold" if task == learned - 1 else "" if task < learned else "dim"
 
 
 def _number(value: float | None, form: str = ".3f") -> str:

@@ -77,25 +77,38 @@ def _section(run: Run, others: Sequence[Run], examples: int) -> dict[str, Any]:
 
 
 def _matrix(run: Run, others: Sequence[Run]) -> list[dict[str, Any]]:
-    """Rows of the score matrix, the untouched model first; below them the last rows of runs that are bounds."""
-    rows, shades = [], _shades(run)
-    for t, values in enumerate(run.matrix):
+    """Rows of the score matrix, the untouched model first; below them the last rows of runs that are bounds.
+
+    The last column is that of a guard, if there is one.
+    """
+    rows, matrix = [], _guarded(run)
+    shades = _shades(run, matrix)
+    for t, values in enumerate(matrix):
         if not np.isnan(values).all():
             label = "nothing yet" if t == 0 else f"{run.tasks[t - 1]}" if run.in_turn else "all at once"
-            kinds = ["later" if i >= t else "now" if i == t - 1 else "" for i in range(len(values))]
+            kinds = ["later" if i >= t else "now" if i == t - 1 else "" for i in range(len(run.tasks))]
+            kinds += [""] * (len(values) - len(kinds))
             rows.append({"label": label, "bound": False, "cells": list(zip(values, kinds, shades[t], strict=True))})
     for other in others:
         if other.name in ("joint", "per-task") and comparable(run, other):
-            rows.append({"label": other.name, "bound": True, "cells": [(v, "", 0.0) for v in other.matrix[-1]]})
+            last = _guarded(other)[-1][: matrix.shape[1]]
+            rows.append({"label": other.name, "bound": True, "cells": [(v, "", 0.0) for v in last]})
     return rows
 
 
-def _shades(run: Run) -> np.ndarray:
-    """How dark each cell of the matrix is, 0 to 1: the darker, the better; nats are compared within their task."""
+def _guarded(run: Run) -> np.ndarray:
+    """The score matrix (T+1, T), with the column of a guard if there is one."""
+    if run.guard is None:
+        return run.matrix
+    return np.column_stack([run.matrix, np.array(run.guard["nats_per_token"], dtype=float)])
+
+
+def _shades(run: Run, matrix: np.ndarray) -> np.ndarray:
+    """How dark each cell of the matrix is, 0 to 1: the darker, the better; nats are compared within their column."""
     if not run.tokenwise:
-        return np.nan_to_num(run.matrix)
-    worst, best = np.nanmax(run.matrix, axis=0), np.nanmin(run.matrix, axis=0)
-    return np.nan_to_num((worst - run.matrix) / np.maximum(worst - best, 1e-9))
+        return np.nan_to_num(matrix)
+    worst, best = np.nanmax(matrix, axis=0), np.nanmin(matrix, axis=0)
+    return np.nan_to_num((worst - matrix) / np.maximum(worst - best, 1e-9))
 
 
 def _scores(run: Run) -> list[dict[str, Any]]:

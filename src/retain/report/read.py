@@ -40,6 +40,11 @@ class Run:
         return self.results.get("nats_per_token")
 
     @property
+    def guard(self) -> dict[str, Any] | None:
+        """What ``results.json`` says of what the untouched model could do; None where no guard was named."""
+        return self.results.get("guard")
+
+    @property
     def unit(self) -> str:
         """What the score matrix holds."""
         return "nats a token" if self.tokenwise else "accuracy"

@@ -63,11 +63,27 @@ def _in_nats(run: Run, found: Mapping[str, Any]) -> list[str]:
     score, ranges = found["scores"], found["intervals_95"]
     ended = f"In the end all tasks are at {score['final']:.3f} nats a token; untouched, at {score['untouched']:.3f}."
     if not run.in_turn:
-        return [f"Learned {listed(run.tasks)}{' at once' if len(run.tasks) > 1 else ''}.", ended]
+        at_once = " at once" if len(run.tasks) > 1 else ""
+        return [f"Learned {listed(run.tasks)}{at_once}.", ended, *_of_guard(run)]
     lost, gained = (f"{score[k]:.3f} ({ranges[k][0]:.3f} to {ranges[k][1]:.3f})" for k in ("forgetting", "gained"))
     return [
         f"Lost {lost} nats a token on {listed(run.tasks[:-1])} while learning what came after.",
         f"Learning a task made it better by {gained}, in the mean. {ended}",
+        *_of_guard(run),
+    ]
+
+
+def _of_guard(run: Run) -> list[str]:
+    """What became of what the untouched model could do."""
+    if (guard := run.guard) is None:
+        return []
+    then, now = guard["nats_per_token"][0], guard["nats_per_token"][-1]
+    low, high = guard["interval_95"]
+    word = "worse" if low > 0 else "better" if high < 0 else "not told apart"
+    held = "" if guard["held"] else f", which {run.name} does not hold"
+    return [
+        f"What the untouched model could do ({guard['name']}{held}) went from {then:.3f} to {now:.3f} nats a token: "
+        f"{guard['rise']:+.3f} ({low:+.3f} to {high:+.3f}), {word}."
     ]
 
 
