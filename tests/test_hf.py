@@ -230,7 +230,7 @@ def test_a_training_continues_from_its_last_whole_checkpoint(name: str, tmp_path
         fit(broken.model, second, broken, arguments(tmp_path / "broken", **options), callbacks=[Stop()])
     assert sorted(p.name for p in (tmp_path / "broken").iterdir()) == ["checkpoint-2", "checkpoint-4"]
     shutil.copytree(tmp_path / "broken" / "checkpoint-4", tmp_path / "broken" / "checkpoint-5")
-    (tmp_path / "broken" / "checkpoint-5" / "trainer_state.json").unlink()  # as if killed while it was written
+    (tmp_path / "broken" / "checkpoint-5" / "done").unlink()  # as if killed while it was written
     (tmp_path / "broken" / "checkpoint-5" / "optimizer.pt").write_text("half")
     assert fit(resumed.model, second, resumed, arguments(tmp_path / "broken", **options)) == 4
     ours, theirs = adapter_parameters(resumed.model), adapter_parameters(whole.model)

@@ -24,6 +24,7 @@ FLOORS = (
         "formats",
         "batches",
         "files",
+        "intake",
         "units",
         "ranks",
     },

@@ -15,8 +15,9 @@ from transformers import Trainer, TrainingArguments
 
 from models import VOCABULARY, texts, tiny_bert, tiny_llama
 from retain import METHODS, ContinualCallback, Task, attach, learn
-from retain.checkpoints import last_checkpoint
+from retain.checkpoints import last_checkpoint, seal
 from retain.reading import Documents, target_tokens, task_of
+from retain.store import StoreError
 from retain.task import IGNORED, forward
 from runs import slow_but
 from streams import word_tokenizer
@@ -163,11 +164,58 @@ def test_a_checkpoint_alone_continues_to_the_bit(name: str, tmp_path: Path) -> N
 
 def test_a_checkpoint_counts_once_its_last_file_is_whole(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) is None
-    for step, content in ((2, "{}"), (10, "{}"), (12, '{"torn'), (14, None), ("best", "{}")):
+    for step in (2, 10, 12, "best"):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        if content is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content)
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_text("pickled")
+        if step != 12:  # whose writer was killed
+            seal(tmp_path / f"checkpoint-{step}")
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def changed(checkpoint: Path) -> None:
+    (checkpoint / "optimizer.pt").write_bytes((checkpoint / "optimizer.pt").read_bytes()[:-1] + b"?")
+
+
+def linked(checkpoint: Path) -> None:
+    (checkpoint.parent / "other.pt").write_bytes((checkpoint / "optimizer.pt").read_bytes())
+    (checkpoint / "optimizer.pt").unlink()
+    (checkpoint / "optimizer.pt").symlink_to(checkpoint.parent / "other.pt")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (changed, "optimizer.pt: damaged, its hash is not the one in"),
+        (lambda checkpoint: (checkpoint / "scheduler.pt").unlink(), "scheduler.pt: missing"),
+        (lambda checkpoint: (checkpoint / "scaler.pt").write_bytes(b""), "scaler.pt: came after .* would be unpickled"),
+        (lambda checkpoint: (checkpoint / "done").unlink(), "has no `done`"),
+        (linked, "leads out of this folder"),
+    ],
+)
+def test_nothing_is_unpickled_of_a_checkpoint_that_is_not_as_it_was_written(
+    harm: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(**resume: Any) -> None:
+        options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+        method = METHODS["sequential"](tiny_llama())
+        learn(sft(method.model, tokens(0), tmp_path, **options), method, "a", **resume)
+
+    trained()
+    loaded, load = list[str](), torch.load
+
+    def watched(file: Any, *args: Any, **keywords: Any) -> Any:
+        loaded.append(str(file))
+        assert keywords["weights_only"] is True
+        return load(file, *args, **keywords)
+
+    monkeypatch.setattr(torch, "load", watched)
+    trained(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert {Path(file).name for file in loaded} == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    loaded.clear()
+    harm(tmp_path / "checkpoint-1")
+    with pytest.raises(StoreError, match=message):
+        trained(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert not loaded
 
 
 def test_packed_rows_are_read_as_their_documents() -> None:

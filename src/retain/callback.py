@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from retain.checkpoints import checkpoint_folder, restore_beside, write_beside
+from retain import ranks
+from retain.checkpoints import checkpoint_folder, restore_beside, seal, write_beside
 from retain.hooks import attach, stepping
 from retain.lora import adapter_parameters
 from retain.method import Method
@@ -24,7 +25,8 @@ class ContinualCallback(TrainerCallback):
 
     Trainer's checkpoints hold stock factors. What a parametrised factor is made of does not come back from them to the
     bit, so it is written beside them, before Trainer declares a checkpoint whole, and read when it continues. So is
-    what a method measures while it trains.
+    what a method measures while it trains. Last comes ``done``, with the hashes of all files: ``retain.learn`` and runs
+    check them before Trainer loads a checkpoint; with ``trainer.train`` of one's own call ``checkpoints.check``.
 
     What Trainer logs has the method's gauge in it (``Method.reading``). Trackers stand before a user's callbacks: for
     them to hear of it, call ``lead(trainer)``.
@@ -80,6 +82,11 @@ class ContinualCallback(TrainerCallback):
                 write_beside(checkpoint_folder(args, state), self.method, self.began)
 
         self.handles.append(optimizer.register_state_dict_pre_hook(write))
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        ranks.wait()  # until each process has written the state of its generators
+        if state.is_world_process_zero:
+            seal(checkpoint_folder(args, state))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._freeze()

@@ -1,11 +1,11 @@
 """What lies beside the checkpoints of a transformers Trainer: a training that was stopped goes on to the bit.
 
-Trainer writes its own state last, so a checkpoint counts as whole once that can be read. Ours is written before.
+A checkpoint counts as whole once its ``done`` is there, which names the hashes of all its files, Trainer's and ours.
+Trainer unpickles some of its own (``optimizer.pt``), so it is handed a checkpoint only after these were checked.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from retain.lora import adapter_parameters, is_adapted
 from retain.method import Method
-from retain.store import read_tensors, write_tensors
+from retain.store import DONE, StoreError, close, is_closed, read_tensors, verify_all, write_tensors
 
 # What parametrised factors are made of, what the method has measured on the way, and where the task began.
 ORIGINALS, PROGRESS, BOUNDARY = "originals.safetensors", "progress.safetensors", "boundary.safetensors"
 MODEL, STATE = "model/", "state/"
+PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
 def boundary(method: Method) -> dict[str, Tensor]:
@@ -122,31 +122,54 @@ def restore_progress(method: Method, checkpoint: Path) -> None:
         warnings.warn(f"{path} is missing: what the method measured before is lost, and it measures on", stacklevel=2)
 
 
+def seal(checkpoint: Path) -> None:
+    """Declare ``checkpoint`` whole, once all of it is written."""
+    if checkpoint.is_dir():
+        close(checkpoint)
+
+
+def check(checkpoint: str | Path) -> None:
+    """Refuse a checkpoint that is not as it was written. Call it before Trainer loads anything of one that travelled.
+
+    Raises:
+        StoreError: a file that was changed, is missing, or came later and would be unpickled; or nothing says what was
+            written, because of a kill, an older version, or a trainer without a method beside it.
+    """
+    folder = Path(checkpoint)
+    if not is_closed(folder):
+        raise StoreError(f"{folder}: has no `{DONE}` that names the hashes of its files; nothing of it is loaded")
+    named = verify_all(folder)
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in PICKLED and path.relative_to(folder).as_posix() not in named:
+            raise StoreError(f"{path}: came after the checkpoint was written, and would be unpickled; remove it")
+
+
 def checkpoint_folder(arguments: Any, state: Any) -> Path:
     """Where Trainer writes what it has at this step."""
     return Path(arguments.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The latest checkpoint in ``folder`` that was written to its end, if there is one."""
-    found = [
-        path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _step(path) is not None and _whole(path)
-    ]
-    return str(max(found, key=lambda path: _step(path) or 0)) if found else None
+    """The latest checkpoint in ``folder`` that was written to its end, if there is one.
+
+    Raises:
+        StoreError: it is not as it was written; see ``check``.
+    """
+    every = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    found = [path for path in every if _step(path) is not None and is_closed(path)]
+    if not found:
+        return None
+    latest = max(found, key=lambda path: _step(path) or 0)
+    try:
+        check(latest)
+    except StoreError as error:
+        raise StoreError(f"{error}; without the folder {latest} training goes on from what is before it") from error
+    return str(latest)
 
 
 def _step(path: Path) -> int | None:
     number = path.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else None
-
-
-def _whole(checkpoint: Path) -> bool:
-    """Whether Trainer's own state, the last of its files, is there and all there."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+    return int(number) if number.isdecimal() else None
 
 
 def _owned(model: Any) -> dict[str, nn.Parameter]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from retain import store
 from retain.bases import Bases, Change, add, compressed, residuals, union, within
+from retain.intake import read_section
 from retain.mistakes import check_task_name
 from retain.nearest import did_you_mean
 from retain.stock import PREFIX
@@ -71,7 +72,7 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         StoreError: no adapter, a damaged one, or one that is no plain LoRA.
     """
-    config = store.read_json(folder / CONFIG)
+    config = read_section(folder / CONFIG)
     for key, plain in (("peft_type", "LORA"), ("bias", "none"), ("use_dora", False), ("lora_bias", False)):
         if (value := config.get(key, plain)) != plain:
             raise store.StoreError(f"{folder / CONFIG}: {key} is {value!r}; only plain LoRA ({plain!r}) can be shared")
@@ -178,7 +179,7 @@ def read(folder: Path) -> Collection:
     Raises:
         StoreError: missing, damaged or foreign.
     """
-    manifest = store.read_json(folder / MANIFEST)
+    manifest = read_section(folder / MANIFEST)
     if manifest.get("format") != "retain share, 2":
         raise store.StoreError(f"{folder / MANIFEST}: written by something else: format {manifest.get('format')!r}")
     bases = nested(store.read_tensors(folder / BASES))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from retain import yamls
+from retain.intake import read_text
 from retain.mistakes import Within, one_line
 from retain.sections import (
     EvaluationConfig,
@@ -137,7 +138,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the first mistake, in one line.
     """
     try:
-        document = yamls.read(Path(path).read_text(encoding="utf-8"))
+        document = yamls.read(read_text(Path(path)))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"cannot read the configuration {str(path)!r}: {reason}") from None

@@ -144,7 +144,7 @@ def _loss_of(model: nn.Module, task: Task) -> Callable[..., Tensor]:
 def _found(path: str, kind: str, load: Callable[..., Any], **kwargs: Any) -> Any:
     try:
         with _silence():
-            return load(path, **kwargs)
+            return load(path, trust_remote_code=False, **kwargs)  # left out, transformers asks whoever sits there
     except (OSError, ValueError, ImportError) as error:
         where = "" if Path(path).is_dir() else ", neither as a folder nor on the hub"
         raise ValueError(f"no {kind} model at {path!r}{where}: {' '.join(str(error).split())}") from error

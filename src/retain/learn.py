@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from retain.callback import ContinualCallback
-from retain.checkpoints import boundary, last_checkpoint, restore_boundary
+from retain.checkpoints import boundary, check, last_checkpoint, restore_boundary
 from retain.hooks import refuse
 from retain.method import Method
 from retain.reading import kind_of, target_tokens, task_of
@@ -46,6 +46,7 @@ def learn(trainer: Any, method: Method, task: str | Task, *, resume_from_checkpo
     if checkpoint is True:
         checkpoint = last_checkpoint(trainer.args.output_dir)
     if checkpoint is not None:
+        check(checkpoint)
         restore_boundary(method, checkpoint)
     began = boundary(method)
     with _undisturbed():

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from retain.files import StoreError, sync_folder, write_all, writing
+from retain.intake import read_bytes
 
 LEDGER = "ledger.jsonl"
+LARGEST = 2**28  # bytes that are read
 
 Entry = dict[str, Any]
 
@@ -83,11 +85,13 @@ def read(path: Path) -> list[Entry]:
         return _parsed(path)[0]
     except FileNotFoundError:
         raise StoreError(f"{path}: missing") from None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _parsed(path: Path) -> tuple[list[Entry], int]:
     """The entries, and the bytes of the lines that are whole."""
-    content = path.read_bytes()
+    content = read_bytes(path, LARGEST)
     whole = content.rfind(b"\n") + 1
     entries, last = list[Entry](), ""
     for number, line in enumerate(content[:whole].split(b"\n")[:-1]):

@@ -31,7 +31,11 @@ def opened(path: Path, shop: Workshop, finished: Sequence[Stage], left: Sequence
     """
     fresh, ledger = not path.exists(), Ledger(path) if path.exists() or left else None
     if ledger is None:
-        raise StoreError(f"{path}: missing, though the run is finished")
+        raise StoreError(
+            f"{path}: missing, though the run is finished: either it finished under a version that kept no ledger, or "
+            f"the ledger was removed. Nothing is left to do: {path.parent / 'results.json'} and the adapter are as "
+            "they were, and nothing vouches for what was read"
+        )
     if fresh and finished:
         ledger.append("adopted", stages=[stage.name for stage in finished])
     elif (unsaid := unsettled(ledger.entries, finished)) and unsaid == finished[-1:]:

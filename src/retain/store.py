@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -14,13 +13,15 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GenerationMixin
 
 from retain.files import StoreError, replace_folder, write
+from retain.intake import hash_of, inside, read_json, read_section, read_tensors
 from retain.task import evaluating
 from retain.vllm import judge
+
+__all__ = ["StoreError", "hash_of", "read_json", "read_tensors"]
 
 DONE = "done"
 
@@ -30,43 +31,25 @@ def write_json(path: Path, value: Any) -> None:
     write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        StoreError: missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise StoreError(f"{path}: missing") from error
-    except (ValueError, OSError) as error:
-        raise StoreError(f"{path}: not readable as JSON ({error})") from error
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a flat dict of tensors as safetensors, atomically."""
     write(path, safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read safetensors.
-
-    Raises:
-        StoreError: missing or damaged.
-    """
-    try:
-        return safetensors.torch.load_file(path)
-    except FileNotFoundError as error:
-        raise StoreError(f"{path}: missing") from error
-    except (SafetensorError, OSError) as error:
-        raise StoreError(f"{path}: not readable as safetensors ({error})") from error
 
 
 def close(folder: Path) -> None:
     """Declare a stage finished: ``done``, written last, names the hashes of all its files."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != DONE)
     write_json(folder / DONE, {p.relative_to(folder).as_posix(): hash_of(p) for p in files})
+
+
+def stage_folders(folder: Path) -> list[Path]:
+    """Where the stages of the run in ``folder`` are, finished or not: the untouched model's, then the tasks' in order.
+
+    Raises:
+        StoreError: one of them is a link that leads elsewhere.
+    """
+    every = [folder / "base", *sorted(folder.glob("tasks/*"))]
+    return [inside(folder, path.relative_to(folder).as_posix()) for path in every]
 
 
 def is_closed(folder: Path) -> bool:
@@ -78,16 +61,34 @@ def verify(folder: Path, *names: str) -> None:
     """Check files and folders of a finished stage against their hashes.
 
     Raises:
-        StoreError: a file that is missing or not what the stage wrote.
+        StoreError: a file that is missing, not what the stage wrote, or not the stage's.
     """
-    hashes = read_json(folder / DONE)
+    hashes = _hashes(folder)
     for name in names:
         for file in [n for n in hashes if n.startswith(f"{name}/")] or [name]:
-            path = folder / file
+            path = inside(folder, file)
             if not path.exists():
                 raise StoreError(f"{path}: missing, though its stage is finished")
             if hashes.get(file) != hash_of(path):
                 raise StoreError(f"{path}: damaged, its hash is not the one in {folder / DONE}")
+
+
+def verify_all(folder: Path) -> set[str]:
+    """Check all files that a finished stage has named against their hashes; returns the names.
+
+    Raises:
+        StoreError: as of ``verify``.
+    """
+    names = set(_hashes(folder))
+    verify(folder, *sorted(names))
+    return names
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    hashes = read_section(folder / DONE)
+    if not all(isinstance(value, str) for value in hashes.values()):
+        raise StoreError(f"{folder / DONE}: damaged: names no hashes")
+    return hashes
 
 
 def size(path: Path) -> int:
@@ -213,9 +214,3 @@ from peft import PeftModel
 model = PeftModel.from_pretrained(base, "this/folder")
 ```
 {labels}"""
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

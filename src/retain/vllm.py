@@ -7,15 +7,14 @@ checked.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
+from retain.intake import read_section
+from retain.intake import shapes as read_shapes
 from retain.stock import PREFIX
 
 VERSION = "0.33.0"
@@ -57,9 +56,8 @@ class Verdict:
 
 def judge(folder: str | Path) -> Verdict:
     """Hold the adapter in ``folder`` (adapter_config.json, adapter_model.safetensors) against the rules."""
-    config = json.loads(Path(folder, "adapter_config.json").read_text())
-    with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as file:
-        shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    config = read_section(Path(folder, "adapter_config.json"))
+    shapes = {name: list(shape) for name, shape in read_shapes(Path(folder, "adapter_model.safetensors")).items()}
     rank = max((shape[0] for name, shape in shapes.items() if "lora_A" in name), default=0)
     options = [f"--enable-lora --max-lora-rank {_step(rank)}"] if rank > DEFAULT else ["--enable-lora"]
     heads = {match[1]: shapes[name][0] for name in shapes if (match := HEAD.search(name))}

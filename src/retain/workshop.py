@@ -16,6 +16,7 @@ from retain.data import Stream, load_stream
 from retain.files import ours
 from retain.heads import heads_of
 from retain.hf import load_model, load_processor
+from retain.intake import read_text
 from retain.lora import adapter_parameters
 from retain.method import Method
 from retain.task import Task, joined
@@ -115,14 +116,16 @@ def check_folder(config: RunConfig) -> None:
     """See that the output folder is free for ``config``, or already its own.
 
     Raises:
-        StoreError: the folder belongs to another configuration, or holds something that is no run.
+        StoreError: the folder belongs to another configuration, holds something that is no run, or a stage in it is a
+            link that leads elsewhere.
     """
     folder = Path(config.output)
     path = folder / "config.yaml"
+    store.stage_folders(folder)
     if path.exists():
         try:
-            difference = configuration.difference(path.read_text(encoding="utf-8"), configuration.dump(config))
-        except ValueError as error:
+            difference = configuration.difference(read_text(path), configuration.dump(config))
+        except (OSError, ValueError) as error:
             raise store.StoreError(f"{path}: damaged: {error}") from error
         if difference:
             raise store.StoreError(
@@ -139,9 +142,8 @@ def restore(shop: Workshop, folder: Path) -> None:
         StoreError: a file of the state is missing, damaged, or of another model.
     """
     store.verify(folder, MODEL, METHOD, LOSSES)
-    tensors, parameters = store.read_tensors(folder / MODEL), adapter_parameters(shop.model)
-    if tensors.keys() != parameters.keys():
-        raise store.StoreError(f"{folder / MODEL}: its parameters are not those of this model")
+    parameters = adapter_parameters(shop.model)
+    tensors = store.read_tensors(folder / MODEL, {name: tuple(p.shape) for name, p in parameters.items()})
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])

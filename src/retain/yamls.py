@@ -1,19 +1,27 @@
-"""YAML as people mean it: 1e-4 is a number, and a key that stands twice is a mistake."""
+"""YAML as people mean it: 1e-4 is a number, a key that stands twice is a mistake, and nothing runs or explodes."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
 
+LONGEST = 2**17  # characters of a document: hundreds of tasks
+DEEPEST = 32  # sections in sections
+MOST = 100_000  # values, those of aliases counted wherever they stand
+WORD = 10_000  # characters of a single value
+
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         known = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"a key is a word or a number (line {key.start_mark.line + 1})")
             if key.value in known:
                 raise ValueError(f"the key {key.value!r} stands twice (line {key.start_mark.line + 1})")
             known.add(key.value)
@@ -36,9 +44,12 @@ def read(text: str) -> Any:
     """The content of a YAML document.
 
     Raises:
-        ValueError: not YAML, in one line that says where.
+        ValueError: not YAML, in one line that says where; or larger or deeper than what people write.
     """
+    if len(text) > LONGEST:
+        raise ValueError(f"{len(text):,} characters; at most {LONGEST:,} are read")
     try:
+        _check(yaml.parse(text, Loader=_Loader))
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -46,6 +57,44 @@ def read(text: str) -> Any:
         raise ValueError(f"not YAML: {place}{error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {str(error).splitlines()[0]}") from None
+
+
+def _check(events: Iterable[Any]) -> None:
+    """Refuse a document by what it would become: aliases of aliases grow without end, and tags ask for objects.
+
+    Raises:
+        ValueError: by its line.
+    """
+    count, opened = 0, list[tuple[str | None, int, int]]()  # of each section its anchor, the count before it, its depth
+    anchors: dict[str, tuple[int, int]] = {}  # the values of each, and the sections in each other
+    for event in events:
+        where, anchor = f"(line {event.start_mark.line + 1})", getattr(event, "anchor", None)
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(f"the tag {event.tag} is not allowed {where}")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > WORD:
+            raise ValueError(f"a value of {len(event.value):,} characters; at most {WORD:,} are read {where}")
+        if isinstance(event, yaml.AliasEvent) and any(anchor == name for name, *_ in opened):
+            raise ValueError(f"the alias *{anchor} stands for what it is part of {where}")
+        values, below = 1, 0
+        if isinstance(event, yaml.AliasEvent):
+            values, below = anchors.get(str(anchor), (1, 0))
+        elif isinstance(event, yaml.ScalarEvent) and anchor is not None:
+            anchors[anchor] = 1, 0
+        elif isinstance(event, yaml.CollectionStartEvent):
+            opened.append((anchor, count, 0))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            name, before, below = opened.pop()
+            if name is not None:
+                anchors[name] = count - before, below + 1
+            values, below = 0, below + 1
+        else:
+            values = int(isinstance(event, yaml.ScalarEvent))
+        count += values
+        if opened:
+            opened[-1] = *opened[-1][:2], max(opened[-1][2], below)
+        if count > MOST or len(opened) + below > DEEPEST:
+            limit = f"{MOST:,} values" if count > MOST else f"{DEEPEST} sections in each other"
+            raise ValueError(f"more than {limit} {where}")
 
 
 def write(content: Any) -> str:

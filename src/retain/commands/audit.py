@@ -44,7 +44,7 @@ def audit(folder: Path, console: Console) -> None:
         raise StoreError(f"{folder} holds no run: it has no config.yaml")
     entries = ledger.read(folder / LEDGER)
     names = {e["number"]: e["name"] for e in entries if e["event"] == "end"}
-    folders = sorted(path.parent for path in (*folder.glob("base/done"), *folder.glob("tasks/*/done")))
+    folders = [path for path in store.stage_folders(folder) if store.is_closed(path)]
     _settle(folder, folders, entries)
     console.print(
         f"{folder / LEDGER}: {len(entries)} lines, every hash follows from the line before; "

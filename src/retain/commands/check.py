@@ -74,7 +74,7 @@ def check(folder: Path, bound: Bound | None, console: Console, *, guard: float |
         raise store.StoreError(f"{folder} holds no finished run: it has no results.json; `retain run` continues one")
     config = configuration.load(folder / "config.yaml")
     kind = TOKENS if config.model.kind == "causal-lm" else KINDS[config.scenario][0]
-    stages = [folder / "base", *(path for path in sorted((folder / "tasks").iterdir()) if store.is_closed(path))]
+    stages = [p for p in store.stage_folders(folder) if p.name == "base" or store.is_closed(p)]
     for stage in stages:
         store.verify(stage, "scores.json")
     records = [store.read_json(stage / "scores.json") for stage in stages]

@@ -132,7 +132,7 @@ def outline(model: ModelConfig, lora: Mapping[str, Any], classes: int, length: i
         ValueError: no configuration of a model, or what ``add_lora`` refuses.
     """
     try:
-        config = AutoConfig.from_pretrained(model.path, num_labels=classes)
+        config = AutoConfig.from_pretrained(model.path, num_labels=classes, trust_remote_code=False)
         dtype = config.dtype or "float32" if model.dtype in (None, "auto") else model.dtype
         with META:
             base = CLASSES[model.kind][0].from_config(config, dtype=dtype)

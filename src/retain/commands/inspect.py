@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from retain import collection, store, yamls
+from retain import collection, store
 from retain.commands.table import print_scores
+from retain.intake import read_yaml
 from retain.linalg import effective_rank, squared_norm, thin_svd
 from retain.units import human
 
@@ -36,13 +37,10 @@ def inspect(path: Path, console: Console) -> None:
 
 
 def _run(folder: Path, console: Console) -> None:
-    try:
-        config = yamls.read((folder / "config.yaml").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise store.StoreError(f"{folder / 'config.yaml'}: damaged: {error}") from error
+    config = read_yaml(folder / "config.yaml")
     console.print(f"[bold]{folder}[/]: {config['method']['name']} on {config['model']['path']}", highlight=False)
     table = Table("stage", "finished", "adapter", "state")
-    for stage in [folder / "base", *sorted(folder.glob("tasks/*"))]:
+    for stage in store.stage_folders(folder):
         closed = store.is_closed(stage)
         sizes = store.read_json(stage / "scores.json").get("bytes", {}) if closed else {}
         shown = [human(sizes[kind]) if kind in sizes else "" for kind in ("adapter", "state")]

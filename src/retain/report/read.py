@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from retain import store, yamls
+from retain import store
 from retain.collection import Adapter, read_adapter
+from retain.intake import read_yaml
 from retain.results import KINDS, columns
 
 
@@ -96,13 +97,10 @@ def read_run(folder: Path) -> Run:
     if not (folder / "config.yaml").exists():
         raise store.StoreError(f"{folder} holds no run: it has no config.yaml")
     if not (folder / "results.json").exists():
-        done = len([path for path in folder.glob("tasks/*") if store.is_closed(path)])
+        done = len([path for path in store.stage_folders(folder)[1:] if store.is_closed(path)])
         raise store.StoreError(f"{folder} is not finished ({done} tasks are): run `retain run` again, then the report")
-    try:
-        config = yamls.read((folder / "config.yaml").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise store.StoreError(f"{folder / 'config.yaml'}: damaged: {error}") from error
-    stages = [folder / "base", *sorted(p for p in folder.glob("tasks/*") if store.is_closed(p))]
+    config = read_yaml(folder / "config.yaml")
+    stages = [p for p in store.stage_folders(folder) if p.name == "base" or store.is_closed(p)]
     for stage in stages:
         store.verify(stage, "scores.json")
     records = [store.read_json(stage / "scores.json") for stage in stages]

@@ -53,7 +53,7 @@ def read(cell: Cell) -> Run:
     Raises:
         StoreError: a record that is missing or damaged.
     """
-    stages = [cell.folder / "base", *sorted(cell.folder.glob("tasks/*"))]
+    stages = store.stage_folders(cell.folder)
     for stage in stages:
         store.verify(stage, "scores.json")
     records = sorted((store.read_json(s / "scores.json") for s in stages), key=lambda record: record["learned"])
