@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -163,13 +164,16 @@ def test_a_checkpoint_alone_continues_to_the_bit(name: str, tmp_path: Path) -> N
 
 
 def test_a_checkpoint_counts_once_its_last_file_is_whole(tmp_path: Path) -> None:
+    """And one after the last step only at the end of an epoch: else Trainer would take another step."""
     assert last_checkpoint(tmp_path) is None
-    for step in (2, 10, 12, "best"):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_text("pickled")
+    for step, epoch in ((2, 0.2), (10, 1.0), (12, 1.2), ("best", 1.3), (16, 1.6), (17, 2.0)):
+        folder, left = tmp_path / f"checkpoint-{step}", 4 if step in (2, 10) else 0
+        folder.mkdir()
+        state = {"global_step": 12, "max_steps": 12 + left, "epoch": epoch}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
         if step != 12:  # whose writer was killed
-            seal(tmp_path / f"checkpoint-{step}")
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+            seal(folder)
+        assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{step if step in (2, 10, 17) else 10}")
 
 
 def changed(checkpoint: Path) -> None:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from retain import ranks
-from retain.checkpoints import checkpoint_folder, restore_beside, seal, write_beside
+from retain.checkpoints import (
+    checkpoint_folder,
+    restore_beside,
+    restore_running,
+    seal,
+    write_beside,
+    write_running,
+)
 from retain.hooks import attach, stepping
 from retain.lora import adapter_parameters
 from retain.method import Method
@@ -53,9 +60,11 @@ class ContinualCallback(TrainerCallback):
         self.handles: list[Any] = []
         self.frozen: list[nn.Parameter] = []
         self.scaler: Any = None
+        self.trainer: Any = None
 
     def lead(self, trainer: Any) -> None:
         """Stand before all other callbacks of ``trainer``, its trackers among them."""
+        self.trainer = trainer
         others = trainer.callback_handler.callbacks
         others.remove(self)
         others.insert(0, self)
@@ -74,12 +83,17 @@ class ContinualCallback(TrainerCallback):
         if state is None:
             return
         if state.global_step:
-            restore_beside(Path(self.checkpoint or checkpoint_folder(args, state)), self.method)
+            checkpoint = Path(self.checkpoint or checkpoint_folder(args, state))
+            restore_beside(checkpoint, self.method)
+            if self.trainer is not None:
+                restore_running(checkpoint, self.trainer)
 
         # Of all that Trainer does between a checkpoint's first file and its last, this alone can be seen from here.
         def write(_: Any) -> None:
             if control.should_save and state.is_world_process_zero:
                 write_beside(checkpoint_folder(args, state), self.method, self.began)
+                if self.trainer is not None:
+                    write_running(checkpoint_folder(args, state), self.trainer)
 
         self.handles.append(optimizer.register_state_dict_pre_hook(write))
 
@@ -103,6 +117,7 @@ class ContinualCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.detach()
+        self.trainer = None
 
     def detach(self) -> None:
         """Leave the optimizer alone, also after a training that did not reach its end."""

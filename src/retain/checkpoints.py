@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from retain.lora import adapter_parameters, is_adapted
 from retain.method import Method
-from retain.store import DONE, StoreError, close, is_closed, read_tensors, verify_all, write_tensors
+from retain.store import DONE, StoreError, close, is_closed, read_json, read_tensors, verify_all, write_tensors
 
 # What parametrised factors are made of, what the method has measured on the way, and where the task began.
 ORIGINALS, PROGRESS, BOUNDARY = "originals.safetensors", "progress.safetensors", "boundary.safetensors"
+RUNNING = "running.safetensors"  # the loss that Trainer has added up since it last logged
 MODEL, STATE = "model/", "state/"
 PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
@@ -77,6 +79,21 @@ def restore_beside(checkpoint: Path, method: Method) -> None:
             )
     restore_originals(method, checkpoint)
     restore_progress(method, checkpoint)
+
+
+def write_running(checkpoint: Path, trainer: Any) -> None:
+    """Write what ``trainer`` is about to log, which it forgets with its process; nothing if there are several."""
+    if trainer.args.world_size == 1 and "_tr_loss" in vars(trainer):  # else of a transformers that keeps it elsewhere
+        since = trainer.state.global_step - trainer._globalstep_last_logged
+        write_tensors(checkpoint / RUNNING, {"loss": trainer._tr_loss, "steps": torch.tensor(since)})
+
+
+def restore_running(checkpoint: Path, trainer: Any) -> None:
+    """Let ``trainer`` log what it would have, had it not been stopped at ``checkpoint``."""
+    if (path := checkpoint / RUNNING).exists():
+        kept = read_tensors(path)
+        trainer._tr_loss = kept["loss"].to(trainer.args.device)
+        trainer._globalstep_last_logged -= int(kept["steps"])
 
 
 def originals(method: Method) -> dict[str, nn.Parameter]:
@@ -150,26 +167,32 @@ def checkpoint_folder(arguments: Any, state: Any) -> Path:
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The latest checkpoint in ``folder`` that was written to its end, if there is one.
+    """The latest checkpoint in ``folder`` that was written to its end and can be continued, if there is one.
 
     Raises:
         StoreError: it is not as it was written; see ``check``.
     """
     every = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     found = [path for path in every if _step(path) is not None and is_closed(path)]
-    if not found:
-        return None
-    latest = max(found, key=lambda path: _step(path) or 0)
-    try:
-        check(latest)
-    except StoreError as error:
-        raise StoreError(f"{error}; without the folder {latest} training goes on from what is before it") from error
-    return str(latest)
+    for latest in sorted(found, key=lambda path: _step(path) or 0, reverse=True):
+        try:
+            check(latest)
+        except StoreError as error:
+            raise StoreError(f"{error}; without the folder {latest} training goes on from what is before it") from error
+        if _goes_on(latest):
+            return str(latest)
+    return None
 
 
 def _step(path: Path) -> int | None:
     number = path.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else None
+
+
+def _goes_on(checkpoint: Path) -> bool:
+    """Whether Trainer continues it well: after the last step, in the middle of an epoch, it would take another one."""
+    state = read_json(checkpoint / TRAINER_STATE_NAME)
+    return bool(state["global_step"] < state["max_steps"]) or float(state["epoch"]).is_integer()
 
 
 def _owned(model: Any) -> dict[str, nn.Parameter]:

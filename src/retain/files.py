@@ -126,6 +126,16 @@ def copy_folder(source: Path, path: Path) -> None:
     replace_folder(path, fill)
 
 
+def drop_folder(path: Path) -> None:
+    """Remove ``path``, if it is there, at once: nobody sees half of it, and ``sweep`` ends what a kill leaves."""
+    if path.exists():
+        old = partial(path)
+        shutil.rmtree(old, ignore_errors=True)
+        with writing(path):
+            os.replace(path, old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def sweep(folder: Path) -> None:
     """Remove what writes that were killed left under ``folder``."""
     for path in list(folder.rglob(f".*{PARTIAL}")):

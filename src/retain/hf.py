@@ -118,7 +118,9 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(Path(arguments.output_dir))
     before = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
-    return trainer.train(resume_from_checkpoint=checkpoint).global_step - before
+    steps = trainer.train(resume_from_checkpoint=checkpoint).global_step - before
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # of autocast: what follows sees what is saved
+    return int(steps)
 
 
 def _all_have_rows(rows: int, arguments: TrainingArguments) -> bool:

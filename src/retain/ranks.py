@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TypeVar
 
+import torch
 from accelerate import PartialState
 from torch import Tensor, distributed
 
@@ -38,6 +39,15 @@ def add_up(tensor: Tensor) -> Tensor:
     if _several():
         distributed.all_reduce(tensor)
     return tensor
+
+
+def largest(number: int, device: torch.device) -> int:
+    """The largest ``number`` that a process has; they talk by way of ``device``."""
+    if not _several():
+        return number
+    found = torch.tensor(number, device=device)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return int(found)
 
 
 def union(mine: dict[str, Value]) -> dict[str, Value]:

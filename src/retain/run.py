@@ -6,7 +6,6 @@ finished stage and ends with the same results.
 
 from __future__ import annotations
 
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,12 +18,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from retain import config as configuration
-from retain import ranks, store
+from retain import ranks, store, trained
 from retain.calibration import calibrate, doubts, note
 from retain.card import card
 from retain.config import RunConfig
 from retain.evaluate import Score, evaluate, evaluate_unsaid
-from retain.files import copy_folder, held, sweep, write
+from retain.files import copy_folder, drop_folder, held, sweep, write
 from retain.guard import learn_base
 from retain.hf import fit
 from retain.ledger import LEDGER
@@ -32,21 +31,29 @@ from retain.lora import adapter_parameters
 from retain.progress import StepBar, WorkBar
 from retain.provenance import begun, ended, opened
 from retain.results import headline, record, results, row_losses
+from retain.stopping import Stop
 from retain.task import Task
 from retain.workshop import LOSSES, METHOD, MODEL, Stage, Workshop, check_folder, choose_trainable, prepare, restore
 
 
-def run(config: RunConfig, console: Console | None = None, tasks: int | None = None) -> dict[str, Any]:
+def run(
+    config: RunConfig, console: Console | None = None, tasks: int | None = None, stop: Stop | None = None
+) -> dict[str, Any]:
     """Run ``config`` from where it stands; returns what its ``results.json`` holds.
 
-    With ``tasks`` it stops after so many of them, to go on when it is run again; where that is before the end there is
-    no ``results.json`` yet, and nothing is returned.
-
     Of the processes that ``accelerate launch`` starts the first writes and prints; all read what it has written.
+
+    Args:
+        config: what to run.
+        console: where to print.
+        tasks: it stops after so many of them, to go on when it is run again; where that is before the end there is no
+            ``results.json`` yet, and nothing is returned. None: all.
+        stop: listens to signals that ask for an end; None: nobody does.
 
     Raises:
         StoreError: the output folder belongs to another configuration or process, holds a damaged file, or cannot be
             written.
+        Stopped: as ``stop`` was asked.
     """
     ranks.join()
     console = console or Console()
@@ -54,10 +61,10 @@ def run(config: RunConfig, console: Console | None = None, tasks: int | None = N
     check_folder(config)
     with held(Path(config.output)) if ranks.first() else nullcontext():
         check_folder(config)
-        return _run(config, console, tasks)
+        return _run(config, console, tasks, stop or Stop())
 
 
-def _run(config: RunConfig, console: Console, tasks: int | None) -> dict[str, Any]:
+def _run(config: RunConfig, console: Console, tasks: int | None, stop: Stop) -> dict[str, Any]:
     output = Path(config.output)
     with console.status("loading the model and the data"):
         shop = prepare(config)
@@ -71,6 +78,8 @@ def _run(config: RunConfig, console: Console, tasks: int | None) -> dict[str, An
     finished = list(takewhile(lambda stage: store.is_closed(stage.folder), stages))
     left = stages[len(finished) :]
     _read(finished)
+    if ranks.first():
+        _tidy(finished)
     book = opened(output / LEDGER, shop, finished, left) if ranks.first() else None
     if left and finished and shop.leaves_state(finished[-1]):
         restore(shop, finished[-1].folder)
@@ -83,11 +92,10 @@ def _run(config: RunConfig, console: Console, tasks: int | None) -> dict[str, An
         for i, stage in enumerate(left, len(finished)):
             if book is not None:
                 begun(book, shop, stage)
-            _work(shop, stage, stages[max(i - 1, 0)].folder, bar)
+            _work(shop, stage, stages[max(i - 1, 0)].folder, bar, stop)
             if book is not None:
                 ended(book, stage)
-            for previous in stages[:i] if ranks.first() else ():
-                shutil.rmtree(previous.folder / "state", ignore_errors=True)
+                _tidy(stages[: i + 1])
             records = _read(stages[: i + 1])
             console.print(headline(stage.name, records, config.scenario))
             for warning in records[-1]["warnings"]:
@@ -105,13 +113,13 @@ def _run(config: RunConfig, console: Console, tasks: int | None) -> dict[str, An
     return summary
 
 
-def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar) -> None:
+def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar, stop: Stop) -> None:
     """One stage from begin to done; ``last`` is the folder of the stage before."""
     clock, warned = _Clock(), list[str]()
     found: dict[str, Any] = {"boundary": {}, "warnings": warned}
     foreseen, remembered, strength = dict[str, float](), dict[str, float](), 0.0
     if stage.task is not None:
-        found["steps"], found["history"] = _train(shop, stage.task, stage, bar, warned)
+        found["steps"], found["history"] = _train(shop, stage.task, stage, bar, warned, stop)
         clock.lap("train")
         bar.show(f"{stage.name}: measuring what it needs")
         foreseen, remembered, strength = shop.method.predicted_rise(), shop.method.remembered, shop.method.strength
@@ -139,14 +147,23 @@ def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar) -> None:
     ranks.wait()
 
 
-def _train(shop: Workshop, task: Task, stage: Stage, bar: WorkBar, warned: list[str]) -> tuple[int, list[Any]]:
+def _train(
+    shop: Workshop, task: Task, stage: Stage, bar: WorkBar, warned: list[str], stop: Stop
+) -> tuple[int, list[Any]]:
     choose_trainable(shop, stage.number)
     bar.show(f"{stage.name}: training")
     with _heard(warned):
         shop.method.begin_task(task)
+    if (before := trained.take_back(shop, stage)) is not None:
+        bar.advance(stage.work)
+        return before
     rate, steps = shop.config.heads.learning_rate, StepBar(bar, stage.name, stage.work)
-    how: dict[str, Any] = {"packing": shop.config.language.packing, "callbacks": [steps]}
-    return fit(shop.model, task, shop.method, stage.arguments, head_learning_rate=rate, **how), steps.history
+    how: dict[str, Any] = {"packing": shop.config.language.packing, "callbacks": [steps, stop]}
+    with stop.stepping(stage.name):
+        taken = fit(shop.model, task, shop.method, stage.arguments, head_learning_rate=rate, **how)
+        if ranks.first() and not stop.cut:
+            trained.keep(shop, stage, taken, steps.history)
+    return taken, steps.history
 
 
 def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Score]:
@@ -183,10 +200,17 @@ def _save(shop: Workshop, stage: Stage, scores: dict[str, Score], found: dict[st
         store.write_tensors(stage.folder / METHOD, state := shop.method.state_dict())
         sizes = {"adapter": store.size(stage.folder / "adapter"), "state": store.size(stage.folder / METHOD)}
         found["bytes"] = sizes | {"kinds": store.by_kind(state)}
-        shutil.rmtree(stage.folder / "trainer", ignore_errors=True)
     store.write_tensors(stage.folder / LOSSES, row_losses(scores))
     store.write_json(stage.folder / "scores.json", found)
-    store.close(stage.folder)
+    store.close(stage.folder, without="trainer")
+
+
+def _tidy(finished: Sequence[Stage]) -> None:
+    """Remove what nobody will need of ``finished`` stages: checkpoints, and all states but the last."""
+    for stage in finished:
+        drop_folder(stage.folder / "trainer")
+    for stage in finished[:-1]:
+        drop_folder(stage.folder / "state")
 
 
 def _read(stages: Sequence[Stage]) -> list[dict[str, Any]]:

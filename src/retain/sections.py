@@ -17,6 +17,7 @@ OURS = {  # keywords of TrainingArguments that a run sets itself
     "data_seed": "write `seed` at the top level: one seed rules the whole run",
     "remove_unused_columns": "the data are already reduced to what the model takes",
     "label_names": "the labels of a task are always called labels",
+    "save_only_model": "a training could not continue from such checkpoints",
     "label_smoothing_factor": "the loss is the task's own likelihood, which the Fisher information is of",
 }
 

@@ -36,10 +36,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write(path, safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}))
 
 
-def close(folder: Path) -> None:
-    """Declare a stage finished: ``done``, written last, names the hashes of all its files."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != DONE)
-    write_json(folder / DONE, {p.relative_to(folder).as_posix(): hash_of(p) for p in files})
+def close(folder: Path, without: str = "") -> None:
+    """Declare a stage finished: ``done``, written last, names the hashes of its files, but of those in ``without``."""
+    names = {path: path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()}
+    kept = {path: name.as_posix() for path, name in names.items() if name.parts[0] not in (without, DONE)}
+    write_json(folder / DONE, {name: hash_of(path) for path, name in kept.items()})
 
 
 def stage_folders(folder: Path) -> list[Path]:

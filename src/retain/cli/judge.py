@@ -12,6 +12,7 @@ import typer.core
 from rich.console import Console
 
 from retain.cli.arguments import ConfigFile, Overrides
+from retain.cli.stoppable import stoppable
 
 
 class Listing(typer.core.TyperCommand):
@@ -76,7 +77,11 @@ def compare(
     from retain.config import load
 
     options: dict[str, Any] = {"seeds": seeds, "budget": budget, "tries": tries, "against": against, "jobs": jobs}
-    if not command(load(config, overrides or ()), methods or ["all"], **options, output=output, console=Console()):
+    with stoppable():
+        complete = command(
+            load(config, overrides or ()), methods or ["all"], **options, output=output, console=Console()
+        )
+    if not complete:
         raise typer.Exit(1)
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from retain.cli.arguments import ConfigFile, Overrides
+from retain.cli.stoppable import stoppable
 
 
 def demo(
@@ -25,7 +26,9 @@ def demo(
     """
     from retain.commands.demo import demo as command
 
-    if not command(output, quick=quick, seed=seed, console=Console()):
+    with stoppable() as stop:
+        passed = command(output, quick=quick, seed=seed, console=Console(), stop=stop)
+    if not passed:
         raise typer.Exit(1)
 
 
@@ -74,6 +77,9 @@ def run(
 ) -> None:
     """Train on the tasks of a YAML file, one after the other; run again after a crash: it continues.
 
+    Ctrl-C, or SIGTERM, lets the step at hand finish, and saves it (exit code
+    130, or 143); a second one ends at once.
+
     Example: [cyan]retain run bot.yaml method.strength=30 training.learning_rate=1e-4[/]
     """
     from retain.commands.table import print_scores
@@ -82,7 +88,9 @@ def run(
 
     console = Console()
     settings = load(config, overrides or ())
-    results, output = command(settings, console, stop_after), Path(settings.output)
+    output = Path(settings.output)
+    with stoppable() as stop:
+        results = command(settings, console, stop_after, stop)
     if not results:
         console.print(f"tasks learned: {stop_after}; run again without --stop-after, {output} goes on", soft_wrap=True)
         return

@@ -14,13 +14,21 @@ from retain.commands.corpora import demo_tasks
 from retain.commands.export import export
 from retain.commands.table import print_comparison, print_scores
 from retain.run import run
+from retain.stopping import Stop
 
 METHODS = ("sequential", "ewc-lora", "joint")
 QUICK_METHODS = ("sequential", "ewc-lora")
 TOLERANCE = 1e-5  # of logits in fp32
 
 
-def demo(output: Path, *, quick: bool = False, seed: int = 0, console: Console | None = None) -> bool:
+def demo(
+    output: Path,
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    console: Console | None = None,
+    stop: Stop | None = None,
+) -> bool:
     """Run the demo's methods on its stream, print what happened, and return whether the protection worked.
 
     ``output/results.json`` holds the verdict: EWC-LoRA forgets at most half as much as sequential fine-tuning (less, if
@@ -34,7 +42,7 @@ def demo(output: Path, *, quick: bool = False, seed: int = 0, console: Console |
     for name in names:
         console.rule(f"[bold]{name}")
         settings = document | {"method": {"name": name}, "output": str(output / name)}
-        runs[name] = run(configuration.parse(settings), console)
+        runs[name] = run(configuration.parse(settings), console, stop=stop)
     for results in runs.values():
         print_scores(console, results)
     print_comparison(console, runs)

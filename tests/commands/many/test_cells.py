@@ -13,6 +13,7 @@ from compared import Ended, starter, stream
 from retain import config
 from retain.commands.many import cells
 from retain.commands.many.cells import Cell, held, terminable, why, work
+from retain.stopping import Stopped
 from retain.store import StoreError
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
@@ -161,12 +162,12 @@ def test_a_run_that_does_not_listen_is_killed(shell: Path, tmp_path: Path, monke
     assert process.wait(5) == -9
 
 
-def test_a_request_to_end_is_an_interrupt() -> None:
+def test_a_request_to_end_is_heard() -> None:
     import os
     import signal
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), terminable():
+    with pytest.raises(Stopped), terminable():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
     assert signal.getsignal(signal.SIGTERM) is before

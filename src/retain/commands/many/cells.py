@@ -17,9 +17,10 @@ from retain import config as configuration
 from retain import store
 from retain.config import RunConfig
 from retain.methods import METHODS
+from retain.stopping import Stopped
 
 PAUSE = 0.2  # seconds between looks at the runs
-PATIENCE = 10.0  # seconds that a run has to end when it is asked to
+PATIENCE = 60.0  # seconds that a run has to finish its step and save it when it is asked to end
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +177,7 @@ def why(cell: Cell, code: int) -> str:
 
 
 def stop(running: Sequence[Process]) -> None:
-    """End what still runs."""
+    """End what still runs; whatever ends the waiting ends it at once."""
     for process in running:
         process.terminate()
     for process in running:
@@ -184,16 +185,20 @@ def stop(running: Sequence[Process]) -> None:
             process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
+        except BaseException:
+            for other in running:
+                other.kill()
+            raise
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
     """A request to end ends the runs too, as an interrupt from the keyboard does."""
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def end(number: int, _: object) -> None:
+        raise Stopped(number)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
