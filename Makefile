@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint types test check slow demo docs format clean
+.PHONY: help install lint types test check slow cuda demo docs format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ check: test  ## The same as test
 
 slow: $(INSTALLED)  ## The tests that train for longer or read real data
 	$(BIN)/python -m pytest -m slow
+
+cuda: $(INSTALLED)  ## The tests that need a GPU, for a .venv whose torch has CUDA
+	$(BIN)/python -m pytest -m cuda
 
 demo: $(INSTALLED)  ## A stream of real tasks under three methods; QUICK=1 for the short one
 	$(BIN)/retain demo $(if $(QUICK),--quick)
