@@ -2,14 +2,17 @@
 
     scripts/fetch_optional_data.sh smollm2                     # SmolLM2-135M-Instruct, once
     python -m benchmarks.language                              # run again to continue
+    python -m benchmarks.language --size large --jobs 4        # on a GPU
 
-Tasks: newswire stories, film reviews, and the sources of Python's standard library. Every run is what `retain run`
-does with a YAML file. Writes benchmarks/results/language.json.
+Tasks: newswire stories, film reviews, and the sources of Python's standard library. What the model could do before them
+is measured on posts to newsgroups, which nothing trains on. Every run is what `retain run` does with a YAML file.
+Writes benchmarks/results/language-SIZE.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -22,19 +25,27 @@ import torch
 from rich.console import Console
 
 from benchmarks.fisher import machine, versions
+from benchmarks.parallel import spread
 from benchmarks.streams import CACHE
-from retain import store, yamls
+from retain import store
 from retain.commands.corpora import corpus
 from retain.config import parse
 from retain.run import run
 
-RESULTS = Path(__file__).parent / "results" / "language.json"
-TRAIN, TEST, LENGTH = 32, 16, 48  # rows of a task, and their tokens
+RESULTS = Path(__file__).parent / "results"
+SIZES = {"small": (32, 16, 48), "large": (512, 128, 128)}  # training and test rows of a task, and their tokens
+CORPORA = {"newswire": "reuters-r8", "reviews": "rotten-tomatoes", "general": "newsgroups"}
+KINDS = ("newswire", "reviews", "python")
 MODULES = ["argparse", "tarfile", "inspect", "typing", "ast", "difflib", "pathlib", "subprocess", "zipfile"]
-Rows = list[dict[str, str]]
 CELLS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
     "EWC-LoRA": {"name": "ewc-lora"},
+    **{f"EWC-LoRA, strength {s}": {"name": "ewc-lora", "strength": float(s)} for s in (30, 100, 300)},
+    "EWC-LoRA, auto": {"name": "ewc-lora", "strength": "auto"},
+    "EBLoRA": {"name": "eblora"},
+    "Share": {"name": "share"},
+    "O-LoRA": {"name": "olora"},
+    "replay": {"name": "replay"},
 }
 TRAINING = {
     "learning_rate": 1e-3,
@@ -46,48 +57,52 @@ TRAINING = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="small", choices=list(SIZES), help="of the tasks")
     parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--work", type=Path, default=CACHE / "language-benchmark", help="where runs are kept meanwhile")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides; nothing is written then")
     options = parser.parse_args()
-    rows = store.read_json(RESULTS)["rows"] if RESULTS.exists() and not options.set else []
+    path = RESULTS / f"language-{options.size}.json"
+    rows = store.read_json(path)["rows"] if path.exists() else []
+    done = {(row["cell"], row["seed"]) for row in rows}
+    left = [pair for pair in itertools.product(options.cells, options.seeds) if pair not in done]
     for seed in options.seeds:
-        for cell in options.cells:
-            if any((row["cell"], row["seed"]) == (cell, seed) for row in rows):
-                continue
-            rows.append({"cell": cell, "seed": seed} | measure(cell, seed, options.work, options.set))
-            if not options.set:
-                head = {"command": "python -m benchmarks.language", "machine": machine(), "versions": versions()}
-                store.write_json(RESULTS, head | {"settings": settings(), "rows": rows})
+        stream(options.work, seed, options.size)
+    pieces = [(cell, seed, options.size, options.work) for cell, seed in sorted(left, key=lambda pair: pair[1])]
+    for _, row in spread(measure, pieces, options.jobs):
+        rows.append(row)
+        head = {"command": f"python -m benchmarks.language --size {options.size}", "machine": machine()}
+        settings = dict(zip(("train", "test", "tokens"), SIZES[options.size], strict=True)) | {"training": TRAINING}
+        store.write_json(path, head | {"versions": versions(), "settings": settings, "rows": rows})
     show(rows)
 
 
-def settings() -> dict[str, Any]:
-    return {"train": TRAIN, "test": TEST, "tokens": LENGTH, "training": TRAINING}
-
-
-def measure(cell: str, seed: int, work: Path, overrides: list[str]) -> dict[str, Any]:
+def measure(cell: str, seed: int, size: str, work: Path) -> dict[str, Any]:
     """One run through all tasks: matrices, scores and costs."""
     output = work / f"{cell}-{seed}"
-    document = stream(work / f"rows-{seed}", seed) | {"method": dict(CELLS[cell]), "output": str(output)}
-    for override in overrides:
-        yamls.override(document, override)
+    document = stream(work, seed, size) | {"method": dict(CELLS[cell]), "output": str(output)}
     results = run(parse(document), Console())
     shutil.rmtree(output)
     keys = ("tasks", "nats_per_token", "calibration", "bytes", "seconds", "warnings")
-    return {"method": results["method"]} | {key: results[key] for key in keys if key in results}
+    found = {key: results[key] for key in keys if key in results}
+    return {"cell": cell, "seed": seed, "device": device(), "method": results["method"]} | found
 
 
-def stream(folder: Path, seed: int) -> dict[str, Any]:
-    """The configuration but for method and output; its rows are written under ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
+def device() -> str:
+    """What runs train on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def stream(work: Path, seed: int, size: str) -> dict[str, Any]:
+    """The configuration but for method and output; its rows are written under ``work`` unless they are there."""
+    folder = work / f"{size}-{seed}"
+    if not folder.exists():
+        store.replace_folder(folder, lambda fresh: write_rows(fresh, seed, size))
     tasks = []
-    for name, rows in texts(seed).items():
-        for split, part in zip(("train", "test"), rows, strict=True):
-            store.write(folder / f"{name}-{split}.jsonl", "\n".join(map(json.dumps, part)))
+    for name in KINDS:
         files = {split: str(folder / f"{name}-{split}.jsonl") for split in ("train", "test")}
-        tasks.append({"name": name, "path": "json", "data_files": files, "max_length": LENGTH})
+        tasks.append({"name": name, "path": "json", "data_files": files, "max_length": SIZES[size][2]})
     return {
         "model": {"path": str(CACHE / "smollm2"), "kind": "causal-lm", "dtype": "float32"},
         "lora": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
@@ -97,15 +112,19 @@ def stream(folder: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def texts(seed: int) -> dict[str, tuple[Rows, Rows]]:
-    """Training and test rows of each task; the test rows are the same for all seeds."""
-    news, reviews = (
-        [[row["text"] for row in _rows(corpus(name) / f"{split}.jsonl")] for split in ("train", "test")]
-        for name in ("reuters-r8", "rotten-tomatoes")
-    )
+def write_rows(folder: Path, seed: int, size: str) -> None:
+    """Training and test rows of each task as JSON lines; the test rows are the same for all seeds."""
     code = python_sources()
-    splits = {"newswire": news, "reviews": reviews, "python": [code[::2], code[1::2]]}
-    return {name: _chosen(train, test, seed) for name, (train, test) in splits.items()}
+    splits = {name: [texts(source, split) for split in ("train", "test")] for name, source in CORPORA.items()}
+    for name, parts in (splits | {"python": [code[::2], code[1::2]]}).items():
+        for split, texts_, count, drawn in zip(("train", "test"), parts, SIZES[size], (seed, 0), strict=False):
+            rows = [json.dumps({"text": text}) for text in random.Random(drawn).sample(texts_, count)]
+            store.write(folder / f"{name}-{split}.jsonl", "\n".join(rows))
+
+
+def texts(source: str, split: str) -> list[str]:
+    with (corpus(source) / f"{split}.jsonl").open(encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]
 
 
 def python_sources() -> list[str]:
@@ -115,16 +134,6 @@ def python_sources() -> list[str]:
         lines = (folder / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8").splitlines()
         found += ["\n".join(lines[i : i + 12]) for i in range(100, len(lines) - 12, 12)]
     return [text for text in found if len(text) > 200]
-
-
-def _chosen(train: list[str], test: list[str], seed: int) -> tuple[Rows, Rows]:
-    chosen = random.Random(seed).sample(train, TRAIN), random.Random(0).sample(test, TEST)
-    return tuple([{"text": text} for text in part] for part in chosen)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -137,5 +146,4 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main()

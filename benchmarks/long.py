@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.fisher import machine, versions
+from benchmarks.parallel import spread
 from benchmarks.streams import Stream, pairs
 from benchmarks.training import fit, outcome, scores, share
 from retain import METHODS, Method, store
@@ -63,12 +65,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     strength = chosen(RESULTS / "long-strength.json")
-    for seed in options.seeds:
-        study(seed, options.cells, strength, RESULTS / f"long-{seed}.json")
+    left = [(cell, seed, strength) for seed in options.seeds for cell in options.cells if cell not in done(seed)]
+    for (_, seed, _), row in spread(study, left, options.jobs):
+        keep(row, seed)
     show([row for path in sorted(RESULTS.glob("long-[0-9]*.json")) for row in store.read_json(path)["rows"]])
 
 
@@ -85,18 +88,32 @@ def chosen(path: Path) -> float:
     return max(STRENGTHS, key=lambda value: (tried[value], -value))
 
 
-def study(seed: int, cells: list[str], strength: float, path: Path) -> None:
-    """The cells under one seed that ``path`` lacks, each written when it is done."""
-    rows = store.read_json(path)["rows"] if path.exists() else []
-    done, stream = {row["cell"] for row in rows}, pairs(seed)
-    for cell in [cell for cell in cells if cell not in done]:
-        name, keywords = CELLS[cell]
-        given = keywords | ({"strength": strength} if name in ("ewc", "dwd") else {})
-        row = {"cell": cell, "seed": seed, "method": name, "keywords": given} | measure(stream, name, given, seed)
-        rows.append(row)
-        document = {"command": "python -m benchmarks.long", "machine": machine(), "versions": versions()}
-        store.write_json(path, document | {"tasks": [task.name for task in stream.tasks], "rows": rows})
-        print(seed, cell, {k: round(v, 3) for k, v in row["scores"].items()}, row["seconds"], flush=True)
+def done(seed: int) -> list[str]:
+    """The cells that have been run under ``seed``."""
+    path = RESULTS / f"long-{seed}.json"
+    return [row["cell"] for row in store.read_json(path)["rows"]] if path.exists() else []
+
+
+def study(cell: str, seed: int, strength: float) -> dict[str, Any]:
+    """One cell under one seed."""
+    name, keywords = CELLS[cell]
+    given = keywords | ({"strength": strength} if name in ("ewc", "dwd") else {})
+    return {"cell": cell, "seed": seed, "method": name, "keywords": given} | measure(pairs(seed), name, given, seed)
+
+
+def keep(row: dict[str, Any], seed: int) -> None:
+    """Write ``row`` behind those that there are."""
+    path = RESULTS / f"long-{seed}.json"
+    rows = [*(store.read_json(path)["rows"] if path.exists() else []), row]
+    document = {"command": "python -m benchmarks.long", "machine": machine(), "versions": versions()}
+    store.write_json(path, document | {"tasks": names(), "rows": rows})
+    print(seed, row["cell"], {k: round(v, 3) for k, v in row["scores"].items()}, row["seconds"], flush=True)
+
+
+@cache
+def names() -> list[str]:
+    """The tasks, which are the same for all seeds."""
+    return [task.name for task in pairs(0).tasks]
 
 
 def measure(stream: Stream, name: str, keywords: dict[str, Any], seed: int) -> dict[str, Any]:
