@@ -16,6 +16,7 @@ from retain import store
 from retain.commands.many.cells import Cell
 from retain.config import RunConfig, parse
 from retain.evaluate import Score
+from retain.ledger import LEDGER, Ledger
 from retain.methods import METHODS
 from retain.results import record, results
 
@@ -45,7 +46,9 @@ class Ended:
 
 
 def starter(
-    right: Callable[[Cell], float] = lambda cell: 0.7, codes: Mapping[str, int] | None = None
+    right: Callable[[Cell], float] = lambda cell: 0.7,
+    codes: Mapping[str, int] | None = None,
+    later: Callable[[Cell], float | None] = lambda cell: None,
 ) -> tuple[Callable[[Cell], Ended], list[Cell]]:
     """Starts runs that are over at once, with a share of ``right`` rows or an exit code by name; and all of them."""
     started: list[Cell] = []
@@ -56,21 +59,26 @@ def starter(
         cell.log.write_text(f"some output\nerror: {cell.name} went wrong\n")
         code = (codes or {}).get(cell.name, 0)
         if not code:
-            pretend(cell, right(cell))
+            pretend(cell, right(cell), later=later(cell))
         return Ended(code)
 
     return start, started
 
 
-def pretend(cell: Cell, right: float, rows: int = 40) -> None:
-    """Write what a run leaves, if of every task the share ``right`` of its rows is right from when it is learned on."""
+def pretend(cell: Cell, right: float, rows: int = 40, later: float | None = None) -> None:
+    """Write what a run leaves, if of every task the share ``right`` of its rows is right from when it is learned on.
+
+    With ``later`` it is that share from the next task on.
+    """
     tasks = [task.name for task in cell.config.tasks]
-    stages = [0, len(tasks)] if METHODS[cell.config.method["name"]].cumulative else range(len(tasks) + 1)
+    stages = [0, len(tasks)] if METHODS[cell.config.method["name"]].cumulative else list(range(len(tasks) + 1))
     draw = np.random.default_rng(zlib.crc32(cell.name.encode()))
     chance = draw.random((len(tasks), rows))
     records = []
-    for stage in stages:
-        hits = {t: torch.tensor(chance[i] < (right if i < stage else 0.2)) for i, t in enumerate(tasks)}
+    then = right if later is None else later
+    for stage in stages[: None if cell.tasks is None else 1 + cell.tasks]:
+        shares = [0.2 if i >= stage else right if i == stage - 1 else then for i in range(len(tasks))]
+        hits = {t: torch.tensor(chance[i] < shares[i]) for i, t in enumerate(tasks)}
         found = record(stage - 1, {t: Score(rows, 1.0, hit, hit, hit) for t, hit in hits.items()})
         found |= {"boundary": {}, "warnings": [], "seconds": {"evaluate": 1.0}}
         if stage:
@@ -81,6 +89,10 @@ def pretend(cell: Cell, right: float, rows: int = 40) -> None:
         store.write_json(folder / "scores.json", found)
         store.close(folder)
         records.append(found)
-    names: Any = SimpleNamespace(tasks=[SimpleNamespace(name=name) for name in tasks])
+    if not (cell.folder / LEDGER).exists():
+        Ledger(cell.folder / LEDGER).append("run")
     store.write(cell.folder / "config.yaml", configuration.dump(cell.config))
+    if cell.tasks is not None:
+        return
+    names: Any = SimpleNamespace(tasks=[SimpleNamespace(name=name) for name in tasks])
     store.write_json(cell.folder / "results.json", results(cell.config, names, records))

@@ -20,13 +20,14 @@ app = typer.Typer(
 )
 PANELS: dict[str, list[Callable[..., None]]] = {
     "Train": [train.demo, train.init, train.plan, train.run],
-    "Judge": [judge.compare, judge.report, judge.check],
+    "Judge": [judge.compare, judge.sweep, judge.report, judge.check],
     "Look": [look.inspect, look.audit, look.methods, look.schema, look.doctor],
     "Hand on": [hand_on.export],
 }
 for panel, commands in PANELS.items():
     for command in commands:
-        app.command(rich_help_panel=panel, cls=judge.Listing if command is judge.compare else None)(command)
+        listing = judge.Listing if command in (judge.compare, judge.sweep) else None
+        app.command(rich_help_panel=panel, cls=listing)(command)
 app.add_typer(hand_on.share, name="share", rich_help_panel="Hand on")
 
 

@@ -85,6 +85,63 @@ def compare(
         raise typer.Exit(1)
 
 
+def sweep(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Names, and variants such as [cyan]ewc-lora:strength=auto[/], a point; the file's if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    knob: Annotated[
+        str | None, typer.Option(help="The keyword to sweep over; each method's own if not given.", show_default=False)
+    ] = None,
+    limits: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--range", metavar="LOW HIGH", help="Of its values; the method's own if not given."),
+    ] = None,
+    points: Annotated[int, typer.Option(help="Values, evenly on a logarithmic scale.", min=1)] = 9,
+    seeds: Annotated[int, typer.Option(help="How many, from the file's on.", min=1)] = 3,
+    pick: Annotated[
+        str | None,
+        typer.Option(
+            help="[cyan]budget=0.05[/] (forgetting at most that) or [cyan]knee[/]: export a point's adapter to "
+            "OUTPUT/picked.",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Runs at a time; as many as cores and memory allow if not given.", min=1, show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder; the file's `output` and -sweep if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Methods over their knobs: what each value learns against what it forgets; run again, it continues.
+
+    Every point is a [cyan]retain run[/] under each seed in OUTPUT/METHOD/KNOB=VALUE.
+    Where the knob has no part in the first task, that is trained once for all
+    values. Several processes may work on one folder. A method without a knob,
+    or a variant that gives its value, is a single point.
+
+    Examples: [cyan]retain sweep bot.yaml --methods ewc-lora lwf --points 5[/]
+    [cyan]retain sweep bot.yaml --pick budget=0.05[/]
+    """
+    from retain.commands.sweep import sweep as command
+    from retain.commands.sweep.pick import Rule
+    from retain.config import load
+
+    rule = None if pick is None else Rule.parse(pick)
+    options: dict[str, Any] = {"knob": knob, "limits": limits, "points": points, "seeds": seeds, "jobs": jobs}
+    if not command(
+        load(config, overrides or ()), methods or [], **options, rule=rule, output=output, console=Console()
+    ):
+        raise typer.Exit(1)
+
+
 def report(
     folders: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.", show_default=False)

@@ -151,3 +151,9 @@ def _style(task: int, learned: int) -> str:
 
 def _number(value: float | None, form: str = ".3f") -> str:
     return MISSING if value is None else format(value, form)
+
+
+def grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, a line each."""
+    lines = [titles, ["---", *(["---:"] * (len(titles) - 1))], *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from retain.commands.table import ENDLESS
+from retain.commands.table import ENDLESS, grid
 from retain.units import human, human_time
 
 NONE = "–"
@@ -80,11 +80,11 @@ def markdown(comparison: Found) -> str:
     """The page: the table, how it was made, the tuning, and the figures."""
     columns = [column for group in groups(comparison["against"]) for column in group]
     rows = [[f"`{label}`", *(c.cell(found) for c in columns)] for label, found in comparison["methods"].items()]
-    lines = ["# Comparison", "", *_grid(["method", *(column.title for column in columns)], rows), ""]
+    lines = ["# Comparison", "", *grid(["method", *(column.title for column in columns)], rows), ""]
     lines += [*(f"- {line}" for line in remarks(comparison)), ""]
     if tuned := comparison["tuning"]:
         lines += ["## Tuning", "", "Final average accuracy on validation rows, test rows aside.", ""]
-        lines += [*_grid(["method", "keyword", "tried", "accuracy", "chosen"], list(map(_tuning, tuned.items()))), ""]
+        lines += [*grid(["method", "keyword", "tried", "accuracy", "chosen"], list(map(_tuning, tuned.items()))), ""]
     for file, title in FIGURES.items():
         lines += [f"![{title}]({file})", ""]
     return "\n".join(lines)
@@ -145,11 +145,6 @@ def _table(methods: Found, chosen: Sequence[Column]) -> Table:
 def _fits(console: Console, methods: Found, chosen: Sequence[Column]) -> bool:
     options = console.options.update(max_width=ENDLESS)
     return console.measure(_table(methods, chosen), options=options).maximum <= console.width
-
-
-def _grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [titles, ["---", *(["---:"] * (len(titles) - 1))], *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def _tuning(item: tuple[str, Found]) -> list[str]:

@@ -1,0 +1,115 @@
+"""``retain sweep``: methods over their knobs, each value a branch from what all share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from retain import store
+from retain.commands.export import export
+from retain.commands.many.cells import Starter, starter, terminable
+from retain.commands.many.machine import cores, most_jobs
+from retain.commands.sweep.curves import SOLE, Sweep, claim, curves, document
+from retain.commands.sweep.figures import draw
+from retain.commands.sweep.fill import fill
+from retain.commands.sweep.outcome import gather
+from retain.commands.sweep.pick import Rule, pick
+from retain.commands.sweep.tables import FIGURE, markdown, show
+from retain.config import RunConfig
+
+NUMBERS, TABLE, ADAPTER = "sweep.json", "sweep.md", "picked"
+
+
+def sweep(
+    config: RunConfig,
+    asked: Sequence[str],
+    *,
+    knob: str | None = None,
+    limits: Sequence[float] | None = None,
+    points: int = 9,
+    seeds: int = 3,
+    rule: Rule | None = None,
+    jobs: int | None = None,
+    output: Path | None = None,
+    console: Console | None = None,
+    start: Starter | None = None,
+) -> bool:
+    """Run what is missing of a sweep, write its curve into ``output``, and say whether it is complete.
+
+    Args:
+        config: of the stream; what it says under ``method`` holds for the method of that name.
+        asked: names of methods, ``name:key=value,...`` for variants, or "all"; empty for that of ``config``.
+        knob: the keyword to sweep over; None: each method's own.
+        limits: of its values; None: those that the method names.
+        points: values.
+        seeds: how many, from that of ``config`` on.
+        rule: picks a point, whose adapter is exported; where the sweep is there already, nothing is run for it.
+        jobs: runs at a time; None: as many as cores and memory allow.
+        output: None: the run's ``output`` with "-sweep" behind it.
+        console: where to print.
+        start: starts a run; None: in a process of its own.
+
+    Raises:
+        ValueError: a method, keyword or value that is not allowed, a stream of one task, or no point to pick.
+        StoreError: ``output`` belongs to something else.
+    """
+    console, folder = console or Console(), output or Path(f"{config.output}-sweep")
+    if rule is not None and (folder / NUMBERS).exists():
+        take(folder, rule, console)
+        return True
+    if len(config.tasks) == 1 and config.tasks[0].split_by_class is None:
+        raise ValueError("a sweep weighs what is learned against what is forgotten: the stream needs two tasks or more")
+    found, left_out = curves(asked or [config.method["name"]], config, knob, limits)
+    made = Sweep(document(config), found, [config.seed + i for i in range(seeds)], folder)
+    claim(config, made)
+    jobs = jobs or most_jobs(config.model.path)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    each = int(threads) if threads.isdecimal() else max(1, cores() // jobs)
+    wanted = {curve: curve.scale.grid(points) if curve.scale else (SOLE,) for curve in found}
+    with terminable():
+        try:
+            failed = fill(made, wanted, start or starter(each), jobs, console)
+        except KeyboardInterrupt:
+            console.print(f"stopped: {folder} keeps what is done, and the same command continues", soft_wrap=True)
+            raise
+    content = gather(made, failed) | {"left_out": left_out}
+    if not content["curves"]:
+        console.print("no run has finished")
+        return False
+    write(content, folder)
+    show(console, content)
+    for kind, name in (("figure", FIGURE), ("table", TABLE), ("numbers", NUMBERS)):
+        console.print(f"{kind}: {folder / name}", soft_wrap=True)
+    if rule is not None:
+        take(folder, rule, console)
+    return not failed
+
+
+def write(content: dict[str, Any], folder: Path) -> None:
+    """Write ``sweep.json``, ``sweep.md`` and the figure."""
+    draw(content, folder)
+    store.write(folder / TABLE, markdown(content))
+    store.write_json(folder / NUMBERS, content)
+
+
+def take(folder: Path, rule: Rule, console: Console) -> Path:
+    """Export the adapter of the point of the sweep in ``folder`` that ``rule`` picks, of its first seed.
+
+    Raises:
+        StoreError: ``folder`` holds no sweep, or a damaged one.
+        ValueError: no point is picked.
+    """
+    content = store.read_json(folder / NUMBERS)
+    picked = pick(content, rule)
+    seed, run = next(iter(picked.point["runs"].items()))
+    console.print(f"picked {picked.why}", soft_wrap=True, highlight=False, markup=False)
+    if content["rows"] == "test":
+        console.print("it was picked by test rows, so what they say of it is too good", highlight=False)
+    others = len(picked.point["runs"]) - 1
+    console.print(f"the adapter is that of seed {seed}, the first{' of all' * bool(others)}", highlight=False)
+    export(folder / run, folder / ADAPTER, None, console)
+    return folder / ADAPTER

@@ -1,0 +1,115 @@
+"""Sweeps whose runs train: the steps that they take, what they end with, and what is handed on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from compared import Ended
+from retain import config as configuration
+from retain.commands.many import cells
+from retain.commands.many.cells import Cell
+from retain.commands.sweep import sweep
+from retain.commands.sweep.pick import Rule
+from retain.run import run
+from runs import document, left_by, quiet, yaml_file
+
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
+SPRINGS = {"name": "ewc-lora", "fisher": {"samples": 4}}
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "PAUSE", 0.001)
+
+
+@pytest.fixture
+def steps() -> Iterator[list[int]]:
+    """A number for every step that any optimizer takes."""
+    taken: list[int] = []
+    handle = register_optimizer_step_post_hook(lambda *_: taken.append(1))
+    yield taken
+    handle.remove()
+
+
+def here(cell: Cell) -> Ended:
+    """Starts a run in this process."""
+    run(cell.config, quiet(), cell.tasks)
+    return Ended()
+
+
+def content(bert: str, folder: Path, names: str = "mood sport", **sections: Any) -> dict[str, Any]:
+    training = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.02}
+    fixed = {"method": SPRINGS, "training": training, "output": str(folder / "x")}
+    return document(bert, folder, names, **fixed | sections)
+
+
+def test_a_sweep_takes_fewer_steps_and_its_points_are_those_of_runs_apart(
+    bert: str, tmp_path: Path, steps: list[int], in_process: Any
+) -> None:
+    config = configuration.parse(content(bert, tmp_path))
+    options: dict[str, Any] = {"points": 2, "seeds": 1, "jobs": 1, "output": tmp_path / "out", "start": here}
+    assert sweep(config, ["ewc-lora"], **options, console=quiet())
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert found["steps"] == {"taken": len(steps), "apart": 8} == {"taken": 6, "apart": 8}
+    alone = config.model_copy(update={"method": SPRINGS | {"strength": 100.0}, "output": str(tmp_path / "alone")})
+    run(alone, quiet())
+    one, other = (left_by(folder) for folder in (tmp_path / "out/ewc-lora/strength=100/seed-0", tmp_path / "alone"))
+    assert one.pop("config.yaml") != other.pop("config.yaml") and one == other
+
+    out = quiet()
+    sweep(config, [], rule=Rule(budget=1.0), output=tmp_path / "out", console=out)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "picked ewc-lora, strength" in text and "largest logit difference" in text and len(steps) == 6 + 4
+    most = max(found["curves"]["ewc-lora"]["points"], key=lambda p: (p["learned"]["mean"], -p["forgetting"]["mean"]))
+    files = [tmp_path / "out" / place for place in ("picked", f"{most['runs']['0']}/adapter")]
+    picked, own = (file / "adapter_model.safetensors" for file in files)
+    assert picked.read_bytes() == own.read_bytes()
+
+
+@pytest.mark.slow
+def test_nine_strengths_of_five_tasks_take_at_most_85_percent_of_the_steps(
+    bert: str, tmp_path: Path, steps: list[int]
+) -> None:
+    made = content(bert, tmp_path)
+    made["tasks"] = [made["tasks"][i % 2] | {"name": name} for i, name in enumerate("abcde")]
+    config = configuration.parse(made)
+    assert sweep(config, ["ewc-lora"], points=9, seeds=1, jobs=1, start=here, console=quiet())
+    taken = len(steps)
+    run(config.model_copy(update={"output": str(tmp_path / "alone")}), quiet())
+    apart = 9 * (len(steps) - taken)
+    assert taken == (1 + 9 * 4) * 2 and taken <= 0.85 * apart
+    assert json.loads((tmp_path / "x-sweep" / "sweep.json").read_text())["steps"] == {"taken": taken, "apart": apart}
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_folder_and_one_of_them_is_killed(bert: str, tmp_path: Path) -> None:
+    file = yaml_file(content(bert, tmp_path), tmp_path / "stream.yaml")
+    asked = [sys.executable, "-m", "retain", "sweep", file, "--seeds", "1", "--points", "2", "--jobs", "1"]
+    environment, folder = os.environ | {"OMP_NUM_THREADS": "1"}, tmp_path / "x-sweep"
+    first = subprocess.Popen(asked, stdout=subprocess.DEVNULL, env=environment)
+    while not (folder / "trunks/ewc-lora/seed-0/base/done").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+    second = subprocess.Popen(asked, **options)
+    while len(list(folder.glob("ewc-lora/*/seed-0/base/done"))) < 1:
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    said, _ = second.communicate(timeout=280)
+    assert second.returncode == 0, said
+    found = json.loads((folder / "sweep.json").read_text())
+    assert [point["complete"] for point in found["curves"]["ewc-lora"]["points"]] == [True] * 2
+    assert found["steps"] == {"taken": 2 + 2 * 2, "apart": 2 * 4}, said
