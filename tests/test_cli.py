@@ -200,6 +200,29 @@ def test_compare_tells_mistakes_in_one_line(stream: str, retain: Shell) -> None:
     assert code == 2 and "--seeds" in err
 
 
+def test_sweep_hands_on_what_it_is_told_and_tells_mistakes_in_one_line(
+    stream: str, retain: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "the stream needs two tasks or more" in retain.complaint("sweep", stream)
+    complaint = retain.complaint("sweep", stream, "--pick", "bugdet=0.05")
+    assert complaint == (
+        "--pick 'bugdet=0.05': expected budget=FORGETTING or knee, such as budget=0.05; did you mean 'budget'?"
+    )
+    assert not Path("out-sweep").exists()
+    seen: list[Any] = []
+
+    def command(settings: Any, asked: list[str], **options: Any) -> bool:
+        seen.append((settings.seed, asked, options))
+        return False
+
+    monkeypatch.setattr("retain.commands.sweep.sweep", command)
+    given = ["--methods", "ewc-lora", "ewc", "seed=3", "--knob", "strength", "--range", "1", "1e3", "--pick", "knee"]
+    assert retain("sweep", stream, *given)[0] == 1
+    seed, asked, options = seen[0]
+    assert (seed, asked, options["knob"], options["limits"]) == (3, ["ewc-lora", "ewc"], "strength", (1.0, 1000.0))
+    assert (options["rule"].budget, options["points"], options["seeds"]) == (None, 9, 3)
+
+
 def test_help(retain: Shell) -> None:
     code, out, _ = retain("--help")
     assert code == 0 and all(name in out for name in ("demo", "run", "compare", "export", "methods"))

@@ -129,6 +129,22 @@ def test_what_was_written_to_a_held_folder_stays(tmp_path: Path) -> None:
     assert (tmp_path / "run" / files.LOCK).read_text() == ""
 
 
+def test_who_asks_sees_whether_another_process_holds_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert not files.in_use(folder)
+    (read, held), (wait, go) = os.pipe(), os.pipe()
+    if not (child := os.fork()):
+        with files.held(folder):
+            os.write(held, b"!")
+            os.read(wait, 1)
+            os._exit(0)  # as if it were killed: its number stays in the lock
+    os.read(read, 1)
+    assert files.in_use(folder)
+    os.write(go, b"!")
+    os.waitpid(child, 0)
+    assert (folder / files.LOCK).read_text() == str(child) and not files.in_use(folder)
+
+
 def test_a_lock_that_its_owner_removes_while_it_is_taken_is_taken_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

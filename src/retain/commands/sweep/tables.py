@@ -67,7 +67,8 @@ def remarks(content: Found) -> Iterator[str]:
     yield DESCRIBED[content["learned"]]
     seeds, rows = content["seeds"], content["rows"]
     if len(seeds) > 1:
-        yield f"{len(seeds)} seeds on the same rows: mean ± standard deviation. Front, knee and hypervolume are of the means."
+        spread = f"{len(seeds)} seeds on the same rows: mean ± standard deviation"
+        yield f"{spread}. Front, knee and hypervolume are of the means."
     else:
         yield "One seed, so no spread: neighbours in the table may change places under another."
     yield (
@@ -76,7 +77,8 @@ def remarks(content: Found) -> Iterator[str]:
     )
     for label, curve in content["curves"].items():
         if curve["hypervolume"] is not None and curve["keyword"]:
-            yield f"Hypervolume of {label}, the area between its front and {_reference(content)}: {curve['hypervolume']:.4f}."
+            area = f"the area between its front and {_reference(content)}"
+            yield f"Hypervolume of {label}, {area}: {curve['hypervolume']:.4f}."
     steps = content["steps"]
     saved = 1 - steps["taken"] / steps["apart"] if steps["apart"] else 0.0
     yield f"Optimizer steps: {steps['taken']} for what takes {steps['apart']} in runs apart, {saved:.0%} less."
