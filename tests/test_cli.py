@@ -237,7 +237,7 @@ def test_help(retain: Shell) -> None:
 def test_the_demo_s_verdict_is_its_exit_code(retain: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def command(output: Path, *, quick: bool, seed: int, console: Any) -> bool:
+    def command(output: Path, *, quick: bool, seed: int, console: Any, stop: Any) -> bool:
         seen.append((output, quick, seed))
         return quick
 
