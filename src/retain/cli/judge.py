@@ -136,9 +136,11 @@ def sweep(
 
     rule = None if pick is None else Rule.parse(pick)
     options: dict[str, Any] = {"knob": knob, "limits": limits, "points": points, "seeds": seeds, "jobs": jobs}
-    if not command(
-        load(config, overrides or ()), methods or [], **options, rule=rule, output=output, console=Console()
-    ):
+    with stoppable():
+        complete = command(
+            load(config, overrides or ()), methods or [], **options, rule=rule, output=output, console=Console()
+        )
+    if not complete:
         raise typer.Exit(1)
 
 

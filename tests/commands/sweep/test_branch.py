@@ -12,7 +12,7 @@ from rich.console import Console
 from retain import store
 from retain.commands.audit import audit
 from retain.commands.sweep import branch as branching
-from retain.commands.sweep.branch import branch
+from retain.commands.sweep.branch import branch, shared
 from retain.config import RunConfig
 from retain.files import copy_folder
 from retain.run import run
@@ -87,6 +87,8 @@ def test_nothing_but_the_keyword_may_differ(trunk: Path, bert: str, tmp_path: Pa
     energetic = at(bert, tmp_path, "b", 1.0).model_copy(update={"method": {"name": "eblora", "energy": 0.9}})
     with pytest.raises(ValueError, match="energy of eblora counts from the first task on: nothing can be shared"):
         branch(trunk, energetic, "energy")
+    assert shared("ewc-lora", "strength", False) and not shared("ewc-lora", "strength", True)  # a guard is held at once
+    assert shared("olora", "orthogonality", True)  # which holds no guard
     run(at(bert, tmp_path, "b", 1.0), quiet(), tasks=1)
     with pytest.raises(StoreError, match="holds a run of another configuration: method.strength"):
         branch(trunk, at(bert, tmp_path, "b", 2.0), "strength")

@@ -17,9 +17,9 @@ from retain.workshop import check_folder
 SHARED = 1  # tasks
 
 
-def shared(method: str, keyword: str) -> int:
-    """The tasks that runs of ``method`` have in common, whatever ``keyword`` is."""
-    return SHARED if keyword in METHODS[method].late else 0
+def shared(method: str, keyword: str, guarded: bool) -> int:
+    """The tasks that runs of ``method`` have in common, whatever ``keyword`` is; none if the first is held already."""
+    return SHARED if keyword in METHODS[method].late and not (guarded and METHODS[method].guards) else 0
 
 
 def branch(trunk: Path, config: RunConfig, keyword: str) -> None:
@@ -37,7 +37,7 @@ def branch(trunk: Path, config: RunConfig, keyword: str) -> None:
         StoreError: they differ in more, or the trunk has not come far enough or is damaged, or the folder is in use.
         ValueError: ``keyword`` has its part from the beginning.
     """
-    if not (tasks := shared(config.method["name"], keyword)):
+    if not (tasks := shared(config.method["name"], keyword, config.guard is not None)):
         raise ValueError(f"{keyword} of {config.method['name']} counts from the first task on: nothing can be shared")
     _check(trunk, config, keyword)
     stages = [trunk / "base", *sorted(trunk.glob("tasks/*"))[:tasks]]

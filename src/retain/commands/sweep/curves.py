@@ -66,7 +66,8 @@ class Sweep:
 
     def trunks(self, curve: Curve) -> dict[int, Cell]:
         """What all points of ``curve`` begin with, by seed; empty if they have nothing in common."""
-        if not curve.keyword or not (tasks := shared(curve.entry.method["name"], curve.keyword)):
+        guarded = "guard" in self.document
+        if not curve.keyword or not (tasks := shared(curve.entry.method["name"], curve.keyword, guarded)):
             return {}
         known = METHODS[curve.entry.method["name"]].knob or ("", ())
         middle = {curve.keyword: known[1][len(known[1]) // 2]}
