@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retain.units import human
@@ -16,10 +16,10 @@ def card(readme: str, results: Mapping[str, Any]) -> str:
     nats = results.get("nats_per_token")
     found, unit = (nats, "nats a token, lower is better") if nats else (results["accuracy"], "accuracy")
     matrix, names = found["matrix"], results["tasks"]
-    rows = [
-        f"| {name} | {_number(matrix[0][i])} | {_number(matrix[i + 1][i])} | {_number(matrix[-1][i])} |"
-        for i, name in enumerate(names)
-    ]
+    rows = [_row(name, i, matrix) for i, name in enumerate(names)]
+    for metric, asked in results.get("metrics", {}).items():
+        there = [i for i in range(len(names)) if asked["matrix"][-1][i] is not None]
+        rows += [_row(f"{names[i]}: {metric}, higher is better", i, asked["matrix"]) for i in there]
     if guard := results.get("guard"):
         values = guard["nats_per_token"]
         rows.append(f"| {guard['name']} (general) | {_number(values[0])} | · | {_number(values[-1])} |")
@@ -41,6 +41,10 @@ def card(readme: str, results: Mapping[str, Any]) -> str:
             f"retain {results['retain']}. {kept if sizes else ''}\n",
         ]
     )
+
+
+def _row(name: str, task: int, matrix: Sequence[Sequence[float | None]]) -> str:
+    return f"| {name} | " + " | ".join(_number(matrix[t][task]) for t in (0, task + 1, -1)) + " |"
 
 
 def _number(value: float | None) -> str:

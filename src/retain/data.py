@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -13,6 +13,7 @@ from datasets.fingerprint import Hasher
 from torch import Tensor
 from transformers import DataCollatorWithPadding, default_data_collator
 
+from retain.answers import Asked
 from retain.language import language_tasks
 from retain.sources import DataError, Split, check_column, natural, progress, read
 from retain.task import CrossEntropy, Task
@@ -35,12 +36,14 @@ class Stream:
         labels: class names of each task; in a domain-incremental stream the one list that all share; none of tokens.
         groups: (C,) number of the task that owns each global class; None if all share them.
         guard: rows on which the untouched model is good; None if none are named.
+        asked: of tasks by name, what a language model is asked on their test rows.
     """
 
     tasks: list[Task]
     labels: list[list[str]]
     groups: Tensor | None
     guard: Task | None = None
+    asked: Mapping[str, Asked] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +63,8 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
     """
     if config.model.kind == "causal-lm":
         _check_names([entry.name for entry in config.tasks])
-        tasks, guard = language_tasks(config, processor)
-        return Stream(tasks, [[] for _ in tasks], None, guard)
+        tasks, guard, asked = language_tasks(config, processor)
+        return Stream(tasks, [[] for _ in tasks], None, guard, asked)
     pieces = [piece for entry in config.tasks for piece in _pieces(entry, config)]
     names = [piece.name for piece in pieces]
     _check_names(names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Score:
         task_found: 1 or 0 for each row: the winning class belongs to the right task. None if tasks own no classes.
         losses: the loss of each row (n,), whose mean ``loss`` is. None if it was not kept.
         tokens: the number of target tokens of each row (n,), that its loss is a sum over. None if not sequences.
+        answers: how good what the model answers is, for each row (n,), by metric (``answers.answers``).
     """
 
     n: int
@@ -35,6 +36,7 @@ class Score:
     task_found: Tensor | None = None
     losses: Tensor | None = None
     tokens: Tensor | None = None
+    answers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {  # the columns that tell a format
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
+CONTENT = {"messages": "content", "prompt": "content", "sharegpt": "value"}  # the key of a turn's text
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 REWRITTEN = (
@@ -107,6 +108,26 @@ def spoken(row: Mapping[str, Any], form: str, text: str, learned: Learned, rende
             "`prompt` and `completion`"
         )
     return _rendered(asked, answered, learned, render)
+
+
+def answer_of(row: Mapping[str, Any], form: str) -> str:
+    """The last answer of ``row``, which ``spoken`` has accepted, as it stands there."""
+    if form == "prompt" and isinstance(row["completion"], str):
+        return row["completion"]
+    return str(row["output"] if form == "alpaca" else _turns(row, form)[-1][CONTENT[form]])
+
+
+def answered(row: Mapping[str, Any], form: str, answer: str) -> dict[str, Any]:
+    """``row`` with another last answer."""
+    if form == "alpaca" or (form == "prompt" and isinstance(row["completion"], str)):
+        return dict(row) | {COLUMNS[form][1]: answer}
+    *before, last = _turns(row, form)
+    return dict(row) | {COLUMNS[form][-1]: [*before, dict(last) | {CONTENT[form]: answer}]}
+
+
+def _turns(row: Mapping[str, Any], form: str) -> list[dict[str, Any]]:
+    turns: list[dict[str, Any]] = row[COLUMNS[form][-1]]
+    return turns
 
 
 def _plain(prompt: str, completion: str, learned: Learned) -> Spoken:

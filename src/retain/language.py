@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
 from datasets.fingerprint import Hasher
 
+from retain.answers import Asked
 from retain.batches import Padded
-from retain.formats import FormatError, Learned, Spoken, format_of, spoken
+from retain.formats import FormatError, Learned, Spoken, answer_of, answered, format_of, spoken
+from retain.nearest import did_you_mean
 from retain.sources import DataError, progress, read
 from retain.task import IGNORED, CrossEntropy, Task
 
@@ -17,26 +21,61 @@ if TYPE_CHECKING:
     from retain.config import RunConfig, TaskConfig
 
 MAX_LENGTH = 512  # tokens, unless a task says otherwise
+LONGER = 2  # times the longest answer is what a model may write, unless a task says otherwise
+MOST = 100  # different answers that are options
 LONG = 5_000  # rows from which on a progress bar is worth its line
 
 
-def language_tasks(config: RunConfig, tokenizer: Any) -> tuple[list[Task], Task | None]:
-    """The tasks and the guard of ``config``: data sets of ``input_ids`` and ``labels``, -100 where nothing is learned.
+def language_tasks(config: RunConfig, tokenizer: Any) -> tuple[list[Task], Task | None, dict[str, Asked]]:
+    """The tasks and the guard of ``config``, and what is asked on the test rows of tasks, by name.
+
+    Rows are data sets of ``input_ids`` and ``labels``, -100 where nothing is learned.
 
     Raises:
         DataError: the first thing wrong with the data, in one line.
     """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    encode, seed = Encoder(tokenizer, config.language.loss), config.rows_seed
+    encode, seed, asked = Encoder(tokenizer, config.language.loss), config.rows_seed, dict[str, Asked]()
 
     def task(entry: TaskConfig) -> Task:
         train, test, _ = read(entry, seed, config.evaluation.rows or "test", labelled=False)
-        learned = encode(entry, "training", train.at_most(entry.max_train, seed).rows)
-        scored = encode(entry, "test", test.at_most(entry.max_test, seed).rows)
+        rows = train.at_most(entry.max_train, seed).rows
+        learned = encode(entry, "training", rows)
+        scored = encode(entry, "test", test.at_most(entry.max_test, seed).rows, rows)
+        if entry.metrics or entry.options:
+            asked[entry.name] = _asked(entry, scored, tokenizer)
         return Task(entry.name, learned, scored, CrossEntropy(), Padded(tokenizer.pad_token_id))
 
-    return [task(entry) for entry in config.tasks], None if config.guard is None else task(config.guard)
+    return [task(entry) for entry in config.tasks], None if config.guard is None else task(config.guard), asked
+
+
+def _asked(entry: TaskConfig, rows: datasets.Dataset, tokenizer: Any) -> Asked:
+    """What ``entry`` asks on its test ``rows``, if the model's context has room for it."""
+    most = entry.max_new_tokens or LONGER * max(rows["length"])
+    longest = max(len(prompt) for prompt in rows["prompt"])
+    if entry.metrics and longest + most > tokenizer.model_max_length:
+        raise DataError(
+            f"task {entry.name!r}: a prompt of {longest} tokens and {most} that may be written are more than the "
+            f"model's {tokenizer.model_max_length}: lower max_new_tokens"
+        )
+    return Asked(rows, entry.metrics or (), tokenizer, most, options=bool(entry.options))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How rows are read, cut at ``length`` tokens, and whether what is asked on them is kept, with which options."""
+
+    form: str
+    text: str
+    length: int
+    asks: bool = False
+    options: Sequence[str] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        asked = ["prompt", "answer", "length"] if self.asks else []
+        return ["input_ids", "labels", *asked, *(["options", "right"] if self.options else [])]
 
 
 class Encoder:
@@ -48,28 +87,24 @@ class Encoder:
         opening = list(tokenizer("").input_ids)
         self.opening = opening[:-1] if opening and opening[-1] == tokenizer.eos_token_id else opening
 
-    def __call__(self, entry: TaskConfig, kind: str, rows: datasets.Dataset) -> datasets.Dataset:
-        """``rows`` of ``entry`` as tokens; those of which ``max_length`` leaves nothing to learn are left out."""
-        where, longest = f"task {entry.name!r}", self.tokenizer.model_max_length
-        length, text = entry.max_length or min(MAX_LENGTH, longest), str(entry.text)
-        if length > longest:
-            raise DataError(f"{where}: max_length {length} is more than the model's {longest}")
-        try:
-            form = format_of(rows.column_names, entry.format, text)
-        except FormatError as error:
-            raise DataError(f"{where}: {error}") from None
+    def __call__(
+        self, entry: TaskConfig, kind: str, rows: datasets.Dataset, seen: datasets.Dataset | None = None
+    ) -> datasets.Dataset:
+        """``rows`` of ``entry`` as tokens; those of which ``max_length`` leaves nothing to learn are left out.
+
+        Test rows, those with training rows ``seen`` beside them, have what ``entry`` asks in columns of their own.
+        """
+        where, how = f"task {entry.name!r}", self._reading(entry, rows, seen)
 
         def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
-            found: dict[str, list[Any]] = {"input_ids": [], "labels": []}
+            found: dict[str, list[Any]] = {name: [] for name in how.columns}
             for at, number in enumerate(numbers):
-                row = {column: values[at] for column, values in batch.items()}
                 try:
-                    ids, labels = self.tokens(spoken(row, form, text, self.learned, self._render))
+                    row = self._row({column: values[at] for column, values in batch.items()}, how)
                 except FormatError as error:
                     raise DataError(f"{where}: {kind} row {number}: {error}") from None
-                if any(label != IGNORED for label in labels[:length]):
-                    found["input_ids"].append(ids[:length])
-                    found["labels"].append(labels[:length])
+                for key, value in row.items():
+                    found[key].append(value)
             return found
 
         with progress(len(rows) > LONG):
@@ -78,35 +113,76 @@ class Encoder:
                 batched=True,
                 with_indices=True,
                 remove_columns=rows.column_names,
-                new_fingerprint=Hasher.hash([rows._fingerprint, self.hash, form, text, length, self.learned]),
+                new_fingerprint=Hasher.hash([rows._fingerprint, self.hash, self.learned, astuple(how)]),
                 desc=f"tokenizing {entry.name}",
             )
         if not len(tokens):
-            raise DataError(f"{where}: max_length {length} leaves no {kind} row anything to learn: raise it")
+            raise DataError(f"{where}: max_length {how.length} leaves no {kind} row anything to learn: raise it")
         if left_out := len(rows) - len(tokens):
             warnings.warn(
-                f"{where}: max_length {length} ends {left_out} of {len(rows)} {kind} rows before anything is learned: "
-                "they are left out",
+                f"{where}: max_length {how.length} ends {left_out} of {len(rows)} {kind} rows before anything is "
+                "learned: they are left out",
                 stacklevel=2,
             )
         return tokens
 
-    def tokens(self, row: Spoken) -> tuple[list[int], list[int]]:
-        """Ids and labels of ``row``: its pieces one by one, between what opens a text and what ends it.
+    def _reading(self, entry: TaskConfig, rows: datasets.Dataset, seen: datasets.Dataset | None) -> _Reading:
+        where, longest = f"task {entry.name!r}", self.tokenizer.model_max_length
+        length, text = entry.max_length or min(MAX_LENGTH, longest), str(entry.text)
+        if length > longest:
+            raise DataError(f"{where}: max_length {length} is more than the model's {longest}")
+        try:
+            form = format_of(rows.column_names, entry.format, text)
+        except FormatError as error:
+            raise DataError(f"{where}: {error}") from None
+        if seen is None or not (entry.metrics or entry.options):
+            return _Reading(form, text, length)
+        if form == "text":
+            raise DataError(f"{where}: rows of format 'text' have no answers, which metrics and options need")
+        return _Reading(form, text, length, True, _options(entry, seen, form) if entry.options else ())
+
+    def _row(self, row: Mapping[str, Any], how: _Reading) -> dict[str, Any]:
+        """The columns of a row; none if nothing is left to learn."""
+        said = spoken(row, how.form, how.text, self.learned, self._render)
+        ids, labels, start = self.tokens(said)
+        if all(label == IGNORED for label in labels[: how.length]):
+            return {}
+        found: dict[str, Any] = {"input_ids": ids[: how.length], "labels": labels[: how.length]}
+        if how.asks:
+            found |= {"prompt": ids[:start], "answer": said.answer, "length": len(ids) - start}
+        return found | (self._choices(row, how, str(said.answer)) if how.options else {})
+
+    def _choices(self, row: Mapping[str, Any], how: _Reading, answer: str) -> dict[str, Any]:
+        """The ids that each option would have as the answer of ``row``, and which of them is its ``answer``."""
+        options, found = how.options, []
+        if answer not in options:
+            known = ", ".join(map(repr, options[:20])) + ", ..." * (len(options) > 20)
+            raise FormatError(f"the answer {answer!r} is none of the options {known}{did_you_mean(answer, options)}")
+        for option in options:
+            other = spoken(answered(row, how.form, option), how.form, how.text, self.learned, self._render)
+            _, labels, start = self.tokens(other)
+            found.append([label for label in labels[start:] if label != IGNORED])
+        return {"options": found, "right": options.index(answer)}
+
+    def tokens(self, row: Spoken) -> tuple[list[int], list[int], int]:
+        """Ids and labels of ``row``, and where its last piece begins.
+
+        The pieces are tokenised one by one, between what opens a text and what ends it.
 
         A chat template writes both itself; what follows its last end of turn is not learned.
         """
         eos = self.tokenizer.eos_token_id
         ids = [] if row.rendered else [*self.opening]
-        labels = [IGNORED] * len(ids)
+        labels, start = [IGNORED] * len(ids), 0
         for number, piece in enumerate(row.pieces, 1):
             own = list(self.tokenizer(piece.text, add_special_tokens=False).input_ids)
             if number == len(row.pieces) and not row.rendered and eos is not None:
                 own.append(eos)
             ends = len(own) - own[::-1].index(eos) if row.rendered and eos in own else len(own)
+            start = len(ids)
             ids += own
             labels += own[:ends] + [IGNORED] * (len(own) - ends) if piece.learned else [IGNORED] * len(own)
-        return ids, [IGNORED, *labels[1:]]
+        return ids, [IGNORED, *labels[1:]], start
 
     @property
     def _render(self) -> Any:
@@ -115,3 +191,16 @@ class Encoder:
         return lambda messages, opens: self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=opens
         )
+
+
+def _options(entry: TaskConfig, seen: datasets.Dataset, form: str) -> list[str]:
+    """The options of ``entry``: those that it lists, or the answers of the training rows ``seen``."""
+    if isinstance(entry.options, list):
+        return entry.options
+    found = sorted({answer_of(row, form) for row in seen})
+    if not 2 <= len(found) <= MOST:
+        raise DataError(
+            f"task {entry.name!r}: its training rows have {len(found)} different answers; `options: true` takes 2 to "
+            f"{MOST}: list them"
+        )
+    return found

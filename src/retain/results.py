@@ -49,7 +49,12 @@ def _entry(score: Score) -> dict[str, Any]:
 def _of_tokens(score: Score) -> dict[str, Any]:
     if score.tokens is None or score.losses is None:
         return {}
-    return {"tokens": score.tokens.tolist(), "losses": [round(loss, 4) for loss in score.losses.tolist()]}
+    found = {"tokens": score.tokens.tolist(), "losses": _short(score.losses)}
+    return found | ({"answers": {k: _short(v) for k, v in score.answers.items()}} if score.answers else {})
+
+
+def _short(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
 
 
 def row_losses(found: Mapping[str, Score]) -> dict[str, Tensor]:

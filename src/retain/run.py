@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rich.markup import escape
 
 from retain import config as configuration
 from retain import ranks, store, trained
+from retain.answers import answers
 from retain.calibration import calibrate, doubts, note
 from retain.card import card
 from retain.config import RunConfig
@@ -87,8 +89,8 @@ def _run(config: RunConfig, console: Console, tasks: int | None, stop: Stop) -> 
         console.print(f"[yellow]{config.method['name']} keeps training rows of every task in the run's state[/]")
     elif left and shop.method.growth:
         console.print(f"[yellow]{config.method['name']} keeps more with every task[/] (docs/methods.md says how much)")
-    rows = sum(len(task.test) for task in shop.scored())
-    with WorkBar(console, sum(stage.work for stage in left) + rows * len(left)) as bar:
+    scoring = sum(len(task.test) for task in shop.scored()) + sum(a.work for a in shop.stream.asked.values())
+    with WorkBar(console, sum(stage.work for stage in left) + scoring * len(left)) as bar:
         for i, stage in enumerate(left, len(finished)):
             if book is not None:
                 begun(book, shop, stage)
@@ -176,6 +178,10 @@ def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Score]:
         apart = method.separate and method.learned and score.correct is not None
         scores[task.name] = evaluate_unsaid(method, task, score, **how) if apart else score
         bar.advance(len(task.test))
+        if asked := shop.stream.asked.get(task.name):
+            bar.show(f"{stage.name}: asking {task.name}")
+            found = answers(shop.model, asked, batch_size=shop.config.scored_at_once, advance=bar.advance)
+            scores[task.name] = replace(score, answers=found)
     method.activate(None)
     return scores
 

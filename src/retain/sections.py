@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from retain.formats import Format, Learned
 from retain.mistakes import Within, check_names, check_task_name, check_types
+from retain.wording import Metric
 
 OURS = {  # keywords of TrainingArguments that a run sets itself
     "output_dir": "a run trains under its own `output`",
@@ -73,7 +74,9 @@ class TaskConfig(Section):
     split, ``test_fraction`` of the training rows, stratified by label and chosen by the run's seed, are held out.
     ``split_by_class: n`` makes several tasks of n classes each, in order of label; ``max_train`` and ``max_test`` hold
     for each of them. ``max_length`` is in tokens. ``training`` overrides the run's for this task.
-    ``format`` says what the rows of a language model are, where their columns fit several.
+    ``format`` says what the rows of a language model are, where their columns fit several. ``metrics`` compare what
+    the model writes, ``max_new_tokens`` at most, with the answers of the test rows; of ``options`` it chooses one: of
+    those in the list, or (true) of the answers that the training rows have.
     """
 
     name: Text
@@ -88,6 +91,9 @@ class TaskConfig(Section):
     image: Text = "image"
     label: Text = "label"
     format: Format | None = None
+    metrics: Annotated[list[Metric], Field(min_length=1)] | None = None
+    options: Literal[True] | Annotated[list[Text], Field(min_length=2)] | None = None
+    max_new_tokens: Count | None = None
     classes: Annotated[list[Label], Field(min_length=1)] | None = None
     split_by_class: Count | None = None
     max_train: Count | None = None
@@ -106,6 +112,17 @@ class TaskConfig(Section):
     def _training(cls, training: dict[str, Any]) -> dict[str, Any]:
         return checked_training(training)
 
+    @model_validator(mode="after")
+    def _asked(self) -> Self:
+        if self.max_new_tokens and not self.metrics:
+            raise Within("max_new_tokens", f"{self.max_new_tokens} without `metrics`: nothing is written")
+        for key in ("metrics", "options"):
+            named = getattr(self, key)
+            for name in named if isinstance(named, list) else ():
+                if named.count(name) > 1:
+                    raise Within(key, f"{name!r} is there twice")
+        return self
+
 
 class GuardConfig(TaskConfig):
     """``guard``: rows, such as general text, on which the untouched model is good; keys as of a task.
@@ -118,7 +135,8 @@ class GuardConfig(TaskConfig):
 
 
 OF_CLASSES = ("label", "classes", "split_by_class", "image")  # keys of a task that say what its classes are
-OF_LANGUAGE = ("format",)
+OF_LANGUAGE = ("format", "metrics", "options", "max_new_tokens")
+ASKED = OF_LANGUAGE[1:]
 
 
 def check_guard(guard: GuardConfig, kind: str, tasks: Iterable[str]) -> None:
@@ -135,6 +153,9 @@ def check_guard(guard: GuardConfig, kind: str, tasks: Iterable[str]) -> None:
     check_task_kind(guard, kind)
     if guard.training:
         raise Within("training", f"{guard.training!r} is not allowed: nothing is trained on the rows of a guard")
+    for key in ASKED:
+        if (value := getattr(guard, key)) is not None:
+            raise Within(key, f"{value!r} is not allowed: of a guard the loss is measured")
     if guard.name in tasks:
         raise Within("name", f"{guard.name!r} is a task, too; tasks: {', '.join(tasks)}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from retain import scores
 
 Records = Sequence[Mapping[str, Any]]
 Array = np.ndarray
+Better = Literal["lower", "higher"]
 LEVELS = ("untouched", "just_learned", "final", "gained", "forgetting")
 READING = {
     "untouched": "of the model before any training, a mean over tasks",
@@ -25,11 +26,31 @@ def tokenwise(records: Records, names: Sequence[str]) -> dict[str, Any]:
     """The entries of ``results.json`` that sequences have, from the records of all stages.
 
     ``nats_per_token`` is the negative log-likelihood of a task's test rows over the number of their target tokens;
-    lower is better, its exponential is the perplexity. ``gained`` is better above zero, and ``forgetting`` worse.
+    lower is better, its exponential is the perplexity. ``metrics`` has what tasks are asked, each a mean over rows;
+    higher is better, and tasks that are not asked have null. Of both ``gained`` is better above zero, and
+    ``forgetting`` worse.
     """
     columns = [linear(*_losses(records, name)) for name in names]
     matrix = np.stack([column.mean(1) for column in columns], axis=1)
-    return {"nats_per_token": _summary(columns) | {"perplexity": _rounded(np.exp(matrix))}}
+    found = {"nats_per_token": _summary(columns, "lower") | {"perplexity": _rounded(np.exp(matrix))}}
+    asked = {metric: _summary(answered(records, names, metric), "higher") for metric in metrics_of(records)}
+    return found | ({"metrics": asked} if asked else {})
+
+
+def metrics_of(records: Records) -> list[str]:
+    """The metrics that any task is asked, in their order."""
+    return list(dict.fromkeys(m for entry in records[0]["tasks"].values() for m in entry.get("answers", {})))
+
+
+def answered(records: Records, names: Sequence[str], metric: str) -> list[Array]:
+    """Per task the values (T+1, rows) of ``metric`` after every stage; NaN where nothing was measured or asked."""
+    columns = []
+    for name in names:
+        columns.append(np.full((len(names) + 1, records[0]["tasks"][name]["rows"]), np.nan))
+        for entry in records:
+            if (values := entry["tasks"][name].get("answers", {}).get(metric)) is not None:
+                columns[-1][entry["learned"]] = values
+    return columns
 
 
 def headline(name: str, records: Records) -> str:
@@ -41,13 +62,19 @@ def headline(name: str, records: Records) -> str:
         guard = f"; {records[0]['guard']['name']}: {kept:.3f}" + (f" ({kept - base:+.3f})" if learned else "")
     if not learned:
         return f"[dim]{name}:[/] nats a token " + " ".join(f"{per_token(entry):.3f}" for entry in last.values()) + guard
-    mine = learned[-1]
+    mine, before = learned[-1], learned[:-1]
     line = f"[bold]{name}[/] learned: {per_token(last[mine]):.3f} nats a token (untouched {per_token(first[mine]):.3f})"
-    if len(learned) > 1 and len(records) == records[-1]["learned"] + 1:
-        now = np.mean([per_token(last[task]) for task in learned[:-1]])
-        then = np.mean([per_token(records[i + 1]["tasks"][task]) for i, task in enumerate(learned[:-1])])
-        word = "worse" if now > then else "better"
-        line += f"; the {len(learned) - 1} before: {now:.3f} ({now - then:+.3f} since learned, {word})"
+    line += "".join(f", {metric} {np.mean(values):.3f}" for metric, values in last[mine].get("answers", {}).items())
+    if before and len(records) == records[-1]["learned"] + 1:
+        then = {task: records[i + 1]["tasks"][task] for i, task in enumerate(before)}
+        now, ago = (np.mean([per_token(entries[task]) for task in before]) for entries in (last, then))
+        word = "worse" if now > ago else "better"
+        line += f"; the {len(before)} before: {now:.3f} ({now - ago:+.3f} since learned, {word})"
+        for metric in metrics_of(records):
+            asked = [task for task in before if metric in then[task].get("answers", {})]
+            if asked:
+                now, ago = (np.mean([np.mean(e[task]["answers"][metric]) for task in asked]) for e in (last, then))
+                line += f", {metric} {now:.3f} ({now - ago:+.3f})"
     return line + guard
 
 
@@ -56,29 +83,34 @@ def per_token(entry: Mapping[str, Any]) -> float:
     return entry["loss"] * entry["rows"] / sum(entry["tokens"])
 
 
-def levels(matrix: Array) -> dict[str, float]:
-    """What ``matrix`` (T+1, T) of losses comes down to; what needs a row that was not measured is NaN."""
-    learned = np.diagonal(matrix[1:])
-    lost = [matrix[-1, i] - matrix[i + 1 :, i].min() for i in range(matrix.shape[1] - 1)]
+def levels(matrix: Array, better: Better = "lower") -> dict[str, float]:
+    """What ``matrix`` (T+1, T) comes down to, over the tasks that were measured at all.
+
+    What needs a row that was not measured is NaN.
+    """
+    sign, tasks = (1 if better == "lower" else -1), [i for i in range(matrix.shape[1]) if not np.isnan(matrix[-1, i])]
+    untouched, final = (sign * matrix[row, tasks] for row in (0, -1))
+    learned = sign * np.array([matrix[i + 1, i] for i in tasks])
+    lost = [sign * matrix[-1, i] - (sign * matrix[i + 1 :, i]).min() for i in tasks if i + 1 < matrix.shape[1]]
     return {
-        "untouched": float(matrix[0].mean()),
-        "just_learned": float(learned.mean()),
-        "final": float(matrix[-1].mean()),
-        "gained": float((matrix[0] - learned).mean()),
+        "untouched": sign * float(untouched.mean()),
+        "just_learned": sign * float(learned.mean()),
+        "final": sign * float(final.mean()),
+        "gained": float((untouched - learned).mean()),
         "forgetting": float(np.mean(lost)) if lost else np.nan,
     }
 
 
-def _summary(columns: Sequence[Array]) -> dict[str, Any]:
+def _summary(columns: Sequence[Array], better: Better) -> dict[str, Any]:
     def level(name: str) -> Callable[[Array], float]:
-        return lambda matrix: levels(matrix)[name]
+        return lambda matrix: levels(matrix, better)[name]
 
     matrix = np.stack([column.mean(1) for column in columns], axis=1)
     intervals = {name: scores.bootstrap(columns, level(name)) for name in LEVELS}
     return {
-        "better": "lower",
+        "better": better,
         "matrix": _rounded(matrix),
-        "scores": {name: _number(value) for name, value in levels(matrix).items()},
+        "scores": {name: _number(value) for name, value in levels(matrix, better).items()},
         "intervals_95": {name: [_number(x) for x in pair] for name, pair in intervals.items()},
         "reading": READING,
     }

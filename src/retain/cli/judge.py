@@ -172,9 +172,9 @@ def check(
     max_forgetting: Annotated[
         str | None,
         typer.Option(
-            help="Of every task: a share of its score ([cyan]2%[/]), points of it ([cyan]0.02[/]; of a language model: "
-            "nats a token), or a rise of its loss in nats an example ([cyan]0.05nats[/]). [dim]default: 2%; of a "
-            "language model 0.05[/]",
+            help="Of every task: a share of its score ([cyan]2%[/]), points of it ([cyan]0.02[/]; of a text without "
+            "metrics, nats a token), or a rise of its loss in nats an example ([cyan]0.05nats[/]). [dim]default: 2%; "
+            "without metrics 0.05[/]",
             show_default=False,
         ),
     ] = None,

@@ -87,17 +87,22 @@ def check(folder: Path, bound: Bound | None, console: Console, *, guard: float |
 def _of_tasks(
     stages: Sequence[Path], records: Sequence[Record], kind: str, bound: Bound | None, console: Console
 ) -> Iterator[Verdict]:
-    if bound is None:
-        bound = Bound(*((USUAL, "nats a token") if kind == TOKENS else (0.02, "%")))
-    elif kind == TOKENS and not bound.unit:
-        bound = Bound(bound.value, "nats a token")
     for number, name in enumerate(records[-1]["tasks"], 1):
         after = next(i for i, record in enumerate(records) if record["learned"] >= number)
         if after == len(records) - 1:
             console.print(f"{name}: learned last, nothing to forget yet", highlight=False, soft_wrap=True)
             continue
-        then, now = (_rows(stages[i], records[i], name, kind, bound) for i in (after, -1))
-        yield _told(*judged(name, then, now, bound), console)
+        scored = next(iter(records[0]["tasks"][name].get("answers", {})), kind)
+        allowed = _allowed(bound, scored)
+        then, now = (_rows(stages[i], records[i], name, scored, allowed) for i in (after, -1))
+        yield _told(*judged(name, then, now, allowed), console)
+
+
+def _allowed(bound: Bound | None, scored: str) -> Bound:
+    """What a task may lose of what is ``scored``: points of a loss are nats a token."""
+    if bound is None:
+        return Bound(USUAL, "nats a token") if scored == TOKENS else Bound(0.02, "%")
+    return Bound(bound.value, "nats a token") if scored == TOKENS and not bound.unit else bound
 
 
 def _of_guard(records: Sequence[Record], most: float | None, console: Console) -> Iterator[Verdict]:
@@ -125,16 +130,19 @@ def judged(name: str, then: Sequence[float], now: Sequence[float], bound: Bound)
     return verdict, f"{name}: {before:.3f} -> {after:.3f}, {said}"
 
 
-def _rows(stage: Path, record: Record, name: str, kind: str, bound: Bound) -> Sequence[float]:
+def _rows(stage: Path, record: Record, name: str, scored: str, bound: Bound) -> Sequence[float]:
     """The scores (n,) of a task's test rows after ``stage``; losses count below zero, so that higher is better."""
     if bound.unit == "nats":
         store.verify(stage, "losses.safetensors")
         return [-x for x in store.read_tensors(stage / "losses.safetensors")[name].tolist()]
-    if kind == TOKENS:
+    entry = record["tasks"][name]
+    if scored == TOKENS:
         if bound.unit == "%":
             raise ValueError(f"task {name!r} has no accuracy: give --max-forgetting in nats a token, such as {USUAL:g}")
-        return _per_token(record["tasks"][name])
-    return [float(bit) for bit in record["tasks"][name][kind]]
+        return _per_token(entry)
+    if scored in entry.get("answers", {}):
+        return entry["answers"][scored]
+    return [float(bit) for bit in entry[scored]]
 
 
 def _per_token(entry: Mapping[str, Any]) -> Sequence[float]:

@@ -31,13 +31,15 @@ def _print_tokenwise(console: Console, results: Mapping[str, Any]) -> None:
     found, method, guard = results["nats_per_token"], results["method"]["name"], results.get("guard")
     title = f"{method}: {results['rows']} rows, nats per token, lower is better"
     _print_matrix(console, title, *beside(results["tasks"], found["matrix"], guard))
-    for name, says in (("gained", "above zero is better"), ("forgetting", "above zero is worse"), ("final", "")):
-        _print_level(console, found, name, says)
+    _print_levels(console, found)
     if guard:
         low, high = (format(x, "+.3f") for x in guard["interval_95"])
         says = "above zero is worse" + ("" if guard["held"] else f"; {method} does not hold it")
         notes = f"[dim](95% over rows: {low} to {high}; {says})[/]"
         console.print(f"  {'rise of ' + guard['name']:<18} {guard['rise']:+.3f}  {notes}", highlight=False)
+    for metric, found in results.get("metrics", {}).items():
+        _print_matrix(console, f"{metric}, higher is better", results["tasks"], found["matrix"])
+        _print_levels(console, found)
 
 
 def beside(
@@ -47,6 +49,11 @@ def beside(
     if not guard:
         return [*names], [[*row] for row in matrix]
     return [*names, guard["name"]], [[*row, x] for row, x in zip(matrix, guard["nats_per_token"], strict=True)]
+
+
+def _print_levels(console: Console, found: Mapping[str, Any]) -> None:
+    for name, says in (("gained", "above zero is better"), ("forgetting", "above zero is worse"), ("final", "")):
+        _print_level(console, found, name, says)
 
 
 def _print_level(console: Console, found: Mapping[str, Any], name: str, says: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from retain import files, scores, yamls
 from retain.report import figures
 from retain.report.forgotten import flips
+from retain.report.matrices import matrices
 from retain.report.read import Run, read_run
 from retain.report.verdict import comparable, verdict
 from retain.units import human, human_time
@@ -61,7 +62,7 @@ def _section(run: Run, others: Sequence[Run], examples: int) -> dict[str, Any]:
         "run": run,
         "lead": lead,
         "rest": rest,
-        "matrix": _matrix(run, others),
+        "matrices": matrices(run, others),
         "scores": _scores(run),
         "figures": drawn,
         "calibration": run.results["calibration"],
@@ -74,41 +75,6 @@ def _section(run: Run, others: Sequence[Run], examples: int) -> dict[str, Any]:
         "loading": _loading(run),
         "versions": {"retain": run.results["retain"], "python": platform.python_version()},
     }
-
-
-def _matrix(run: Run, others: Sequence[Run]) -> list[dict[str, Any]]:
-    """Rows of the score matrix, the untouched model first; below them the last rows of runs that are bounds.
-
-    The last column is that of a guard, if there is one.
-    """
-    rows, matrix = [], _guarded(run)
-    shades = _shades(run, matrix)
-    for t, values in enumerate(matrix):
-        if not np.isnan(values).all():
-            label = "nothing yet" if t == 0 else f"{run.tasks[t - 1]}" if run.in_turn else "all at once"
-            kinds = ["later" if i >= t else "now" if i == t - 1 else "" for i in range(len(run.tasks))]
-            kinds += [""] * (len(values) - len(kinds))
-            rows.append({"label": label, "bound": False, "cells": list(zip(values, kinds, shades[t], strict=True))})
-    for other in others:
-        if other.name in ("joint", "per-task") and comparable(run, other):
-            last = _guarded(other)[-1][: matrix.shape[1]]
-            rows.append({"label": other.name, "bound": True, "cells": [(v, "", 0.0) for v in last]})
-    return rows
-
-
-def _guarded(run: Run) -> np.ndarray:
-    """The score matrix (T+1, T), with the column of a guard if there is one."""
-    if run.guard is None:
-        return run.matrix
-    return np.column_stack([run.matrix, np.array(run.guard["nats_per_token"], dtype=float)])
-
-
-def _shades(run: Run, matrix: np.ndarray) -> np.ndarray:
-    """How dark each cell of the matrix is, 0 to 1: the darker, the better; nats are compared within their column."""
-    if not run.tokenwise:
-        return np.nan_to_num(matrix)
-    worst, best = np.nanmax(matrix, axis=0), np.nanmin(matrix, axis=0)
-    return np.nan_to_num((worst - matrix) / np.maximum(worst - best, 1e-9))
 
 
 def _scores(run: Run) -> list[dict[str, Any]]:

@@ -45,6 +45,11 @@ class Run:
         """What ``results.json`` says of what the untouched model could do; None where no guard was named."""
         return self.results.get("guard")
 
+    @cached_property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """What tasks were asked: (T+1, T) by metric, higher is better; NaN where nothing was asked or measured."""
+        return {name: np.array(told["matrix"], dtype=float) for name, told in self.results.get("metrics", {}).items()}
+
     @property
     def unit(self) -> str:
         """What the score matrix holds."""

@@ -64,13 +64,29 @@ def _in_nats(run: Run, found: Mapping[str, Any]) -> list[str]:
     ended = f"In the end all tasks are at {score['final']:.3f} nats a token; untouched, at {score['untouched']:.3f}."
     if not run.in_turn:
         at_once = " at once" if len(run.tasks) > 1 else ""
-        return [f"Learned {listed(run.tasks)}{at_once}.", ended, *_of_guard(run)]
+        return [f"Learned {listed(run.tasks)}{at_once}.", ended, *_of_metrics(run), *_of_guard(run)]
     lost, gained = (f"{score[k]:.3f} ({ranges[k][0]:.3f} to {ranges[k][1]:.3f})" for k in ("forgetting", "gained"))
     return [
         f"Lost {lost} nats a token on {listed(run.tasks[:-1])} while learning what came after.",
         f"Learning a task made it better by {gained}, in the mean. {ended}",
+        *_of_metrics(run),
         *_of_guard(run),
     ]
+
+
+def _of_metrics(run: Run) -> list[str]:
+    """What tasks are asked, a sentence a metric."""
+    found = []
+    for metric, told in run.results.get("metrics", {}).items():
+        score, ranges = told["scores"], told["intervals_95"]
+        ended = f"{metric} is {score['final']:.3f} in the end; untouched, {score['untouched']:.3f}"
+        if score["just_learned"] is not None and run.in_turn:
+            ended += f"; right after a task was learned, {score['just_learned']:.3f}"
+        if score["forgetting"] is not None:
+            low, high = ranges["forgetting"]
+            ended += f"; earlier tasks lost {score['forgetting']:.3f} ({low:.3f} to {high:.3f})"
+        found.append(f"{ended}.")
+    return found
 
 
 def _of_guard(run: Run) -> list[str]:
