@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from benchmarks.fisher import machine, versions
 from benchmarks.parallel import spread
@@ -35,7 +36,7 @@ from retain.run import run
 RESULTS = Path(__file__).parent / "results"
 SIZES = {"small": (32, 16, 48), "large": (512, 128, 128)}  # training and test rows of a task, and their tokens
 CORPORA = {"newswire": "reuters-r8", "reviews": "rotten-tomatoes", "general": "newsgroups"}
-KINDS = ("newswire", "reviews", "python")
+KINDS = ("newswire", "reviews", "python", "general")  # the last is the guard
 MODULES = ["argparse", "tarfile", "inspect", "typing", "ast", "difflib", "pathlib", "subprocess", "zipfile"]
 CELLS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
@@ -84,7 +85,7 @@ def measure(cell: str, seed: int, size: str, work: Path) -> dict[str, Any]:
     document = stream(work, seed, size) | {"method": dict(CELLS[cell]), "output": str(output)}
     results = run(parse(document), Console())
     shutil.rmtree(output)
-    keys = ("tasks", "nats_per_token", "calibration", "bytes", "seconds", "warnings")
+    keys = ("tasks", "nats_per_token", "guard", "calibration", "bytes", "seconds", "warnings")
     found = {key: results[key] for key in keys if key in results}
     return {"cell": cell, "seed": seed, "device": device(), "method": results["method"]} | found
 
@@ -103,10 +104,12 @@ def stream(work: Path, seed: int, size: str) -> dict[str, Any]:
     for name in KINDS:
         files = {split: str(folder / f"{name}-{split}.jsonl") for split in ("train", "test")}
         tasks.append({"name": name, "path": "json", "data_files": files, "max_length": SIZES[size][2]})
+    *tasks, guard = tasks
     return {
         "model": {"path": str(CACHE / "smollm2"), "kind": "causal-lm", "dtype": "float32"},
         "lora": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
         "training": TRAINING,
+        "guard": guard,
         "tasks": tasks,
         "seed": seed,
     }
@@ -137,12 +140,14 @@ def python_sources() -> list[str]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Means and standard deviations over seeds."""
+    """Means and standard deviations over seeds, in nats per token."""
+    table = Table("", "gained", "forgetting", "final", "rise of the guard", "seeds")
     for cell in dict.fromkeys(row["cell"] for row in rows):
         mine = [row for row in rows if row["cell"] == cell]
-        for name in ("untouched", "just_learned", "final", "gained", "forgetting"):
-            values = [row["nats_per_token"]["scores"][name] for row in mine]
-            print(f"{cell:<12} {name:<13} {np.mean(values):.3f} ± {np.std(values):.3f} nats per token")
+        found = [[row["nats_per_token"]["scores"][key] for row in mine] for key in ("gained", "forgetting", "final")]
+        found.append([row["guard"]["rise"] for row in mine])
+        table.add_row(cell, *(f"{np.mean(f):.3f} ± {np.std(f):.3f}" for f in found), str(len(mine)))
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
