@@ -34,7 +34,7 @@ from retain.config import parse
 from retain.run import run
 
 RESULTS = Path(__file__).parent / "results"
-SIZES = {"small": (32, 16, 48), "large": (512, 128, 128)}  # training and test rows of a task, and their tokens
+SIZES = {"small": (32, 16, 48, 4), "large": (512, 128, 128, 8)}  # training and test rows, their tokens, a batch
 CORPORA = {"newswire": "reuters-r8", "reviews": "rotten-tomatoes", "general": "newsgroups"}
 KINDS = ("newswire", "reviews", "python", "general")  # the last is the guard
 MODULES = ["argparse", "tarfile", "inspect", "typing", "ast", "difflib", "pathlib", "subprocess", "zipfile"]
@@ -51,7 +51,6 @@ CELLS: dict[str, dict[str, Any]] = {
 TRAINING = {
     "learning_rate": 1e-3,
     "num_train_epochs": 2,
-    "per_device_train_batch_size": 4,
     "lr_scheduler_type": "linear",
 }
 
@@ -74,8 +73,8 @@ def main() -> None:
     for _, row in spread(measure, pieces, options.jobs):
         rows.append(row)
         head = {"command": f"python -m benchmarks.language --size {options.size}", "machine": machine()}
-        settings = dict(zip(("train", "test", "tokens"), SIZES[options.size], strict=True)) | {"training": TRAINING}
-        store.write_json(path, head | {"versions": versions(), "settings": settings, "rows": rows})
+        settings = dict(zip(("train", "test", "tokens", "batch"), SIZES[options.size], strict=True))
+        store.write_json(path, head | {"versions": versions(), "settings": settings | TRAINING, "rows": rows})
     show(rows)
 
 
@@ -108,7 +107,7 @@ def stream(work: Path, seed: int, size: str) -> dict[str, Any]:
     return {
         "model": {"path": str(CACHE / "smollm2"), "kind": "causal-lm", "dtype": "float32"},
         "lora": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
-        "training": TRAINING,
+        "training": TRAINING | {"per_device_train_batch_size": SIZES[size][3]},
         "guard": guard,
         "tasks": tasks,
         "seed": seed,

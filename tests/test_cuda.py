@@ -37,7 +37,9 @@ def on(task: Task, device: str) -> Task:
 
 
 def gathered(method: Method) -> dict[str, Tensor]:
-    return {name: p.detach().cpu() for name, p in adapter_parameters(method.model).items()}
+    """What the model has become: the change of every weight, whatever factors make it, and the head."""
+    changes = {name: site.delta().detach().cpu() for name, site in method.sites.items()}
+    return changes | {n: p.detach().cpu() for n, p in adapter_parameters(method.model).items() if "classifier" in n}
 
 
 def close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
