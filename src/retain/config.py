@@ -52,6 +52,7 @@ class RunConfig(Section):
     tasks: Annotated[list[TaskConfig], Field(min_length=1)]
     guard: GuardConfig | None = None
     scenario: Literal["task", "class", "domain"] = "task"
+    state: Text | None = None
     output: Text = "runs/run"
     seed: Seed = 0
     split_seed: Seed | None = None
@@ -187,6 +188,8 @@ def _beside(folder: str, config: RunConfig) -> RunConfig:
 
     update: dict[str, Any] = {"tasks": [moved(task) for task in config.tasks]}
     update["model"] = config.model.model_copy(update={"path": found(config.model.path)})
+    if config.state is not None:
+        update["state"] = found(config.state)
     if config.guard is not None:
         update["guard"] = moved(config.guard)
     return config.model_copy(update=update)
@@ -224,6 +227,15 @@ def make_method(config: RunConfig, model: Any) -> Any:
 
     keywords = {key: value for key, value in config.method.items() if key != "name"}
     return METHODS[config.method["name"]](model, **{"seed": config.seed} | keywords)
+
+
+def method_keywords(config: RunConfig) -> dict[str, Any]:
+    """The keywords of the method of ``config``, those that were left out with their defaults, but for its seed."""
+    from retain.methods import METHODS
+
+    parameters = list(inspect.signature(METHODS[config.method["name"]]).parameters.values())[1:]
+    keywords = {p.name: p.default for p in parameters} | config.method
+    return {key: value for key, value in keywords.items() if key not in ("name", "seed")}
 
 
 def difference(one: str, other: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, default_data_collator
 
 from retain.answers import Asked
+from retain.artefact import origin
 from retain.language import language_tasks
 from retain.sources import DataError, Split, check_column, natural, progress, read
 from retain.task import CrossEntropy, Task
@@ -37,6 +39,7 @@ class Stream:
         groups: (C,) number of the task that owns each global class; None if all share them.
         guard: rows on which the untouched model is good; None if none are named.
         asked: of tasks by name, what a language model is asked on their test rows.
+        before: class names of each task that was learned before, of a run that begins with a state.
     """
 
     tasks: list[Task]
@@ -44,6 +47,13 @@ class Stream:
     groups: Tensor | None
     guard: Task | None = None
     asked: Mapping[str, Asked] = field(default_factory=dict)
+    before: list[list[str]] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many outputs each task has, those learned before first; of a shared head, its own."""
+        every = [*self.before, *self.labels]
+        return [len(labels) for labels in (every if self.groups is not None else every[:1])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,24 +71,28 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
     Raises:
         DataError: the first thing wrong with the data, in one line.
     """
+    learned = origin(config.state, Path(config.output))
+    earlier, before = ([t.name for t in learned.tasks], [t.labels for t in learned.blocks]) if learned else ([], [])
     if config.model.kind == "causal-lm":
-        _check_names([entry.name for entry in config.tasks])
+        _check_names([entry.name for entry in config.tasks], earlier)
         tasks, guard, asked = language_tasks(config, processor)
-        return Stream(tasks, [[] for _ in tasks], None, guard, asked)
+        return Stream(tasks, [[] for _ in tasks], None, guard, asked, before)
     pieces = [piece for entry in config.tasks for piece in _pieces(entry, config)]
     names = [piece.name for piece in pieces]
-    _check_names(names)
+    _check_names(names, earlier)
     labels = [piece.classes for piece in pieces]
     groups = None
     if config.scenario == "domain":
-        labels = [_union(labels)] * len(labels)
+        labels = [_union(labels, before)] * len(labels)
     else:
-        groups = torch.repeat_interleave(torch.arange(len(labels)), torch.tensor([len(own) for own in labels]))
+        sizes = torch.tensor([len(own) for own in (*before, *labels)])
+        groups = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
     for name, own in zip(names, labels, strict=True):
         if len(own) < 2:
             raise DataError(f"task {name!r} has one class, {own[0]!r}: there is nothing to tell apart")
     encode = _Images(processor) if config.model.kind == "image" else _Texts(processor)
-    loss, tasks, start = CrossEntropy(groups), [], 0
+    loss, tasks = CrossEntropy(groups), []
+    start = sum(map(len, before)) if groups is not None else 0
     for piece, own in zip(pieces, labels, strict=True):
         ids = {name: start + i for i, name in enumerate(own)}
         start += len(own) if groups is not None else 0
@@ -86,11 +100,13 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
             encode(piece, split.rows, np.array([ids[n] for n in split.names])) for split in (piece.train, piece.test)
         )
         tasks.append(Task(piece.name, train, test, loss, encode.collate, known=config.scenario != "class"))
-    return Stream(tasks, labels, groups)
+    return Stream(tasks, labels, groups, before=before)
 
 
-def _check_names(names: list[str]) -> None:
+def _check_names(names: list[str], earlier: list[str]) -> None:
     for name in names:
+        if name in earlier:
+            raise DataError(f"task {name!r} has been learned in the state that this run begins with; rename it")
         if names.count(name) > 1:
             raise DataError(f"two tasks are called {name!r}; tasks: {', '.join(names)}")
 
@@ -110,9 +126,14 @@ def _pieces(entry: TaskConfig, config: RunConfig) -> Iterator[_Piece]:
         yield _Piece(name, entry, own, own_train, own_test)
 
 
-def _union(labels: list[list[str]]) -> list[str]:
-    """One list of all class names: the first task's if it has them all, else sorted."""
+def _union(labels: list[list[str]], before: list[list[str]]) -> list[str]:
+    """One list of all class names: what a state's head has, or the first task's if it has them all, else sorted."""
     together = {name for own in labels for name in own}
+    if before:
+        if new := sorted(together - set(before[0]), key=natural):
+            known = ", ".join(before[0])
+            raise DataError(f"class {new[0]!r} is new to the head of the state that this run begins with, of {known}")
+        return before[0]
     return labels[0] if len(labels[0]) == len(together) else sorted(together, key=natural)
 
 

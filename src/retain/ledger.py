@@ -45,6 +45,21 @@ class Ledger:
                 os.truncate(path, self._size)
             self.append("mended", bytes=torn)
 
+    def check(self) -> None:
+        """See that the file is still there, so that nothing is written beside a disk that was unmounted.
+
+        Raises:
+            StoreError: it is gone, or is no longer what this process left.
+        """
+        try:
+            size = self.path.stat().st_size
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: gone while the run went on ({error.strerror}); nothing is written"
+            ) from None
+        if size != self._size:
+            raise StoreError(f"{self.path}: another process has written to it")
+
     def append(self, event: str, **content: Any) -> None:
         """Add a line, durably: after a failure there is none of it.
 

@@ -21,21 +21,22 @@ from rich.markup import escape
 from retain import config as configuration
 from retain import ranks, store, trained
 from retain.answers import answers
+from retain.artefact import Manifest, keep_origin, origin
 from retain.calibration import calibrate, doubts, note
 from retain.card import card
 from retain.config import RunConfig
+from retain.continuing import begin_with, manifest_of, restore, write_state
 from retain.evaluate import Score, evaluate, evaluate_unsaid
 from retain.files import copy_folder, drop_folder, held, sweep, write
 from retain.guard import learn_base
 from retain.hf import fit
-from retain.ledger import LEDGER
-from retain.lora import adapter_parameters
+from retain.ledger import LEDGER, Ledger
 from retain.progress import StepBar, WorkBar
 from retain.provenance import begun, ended, opened
 from retain.results import headline, record, results, row_losses
 from retain.stopping import Stop
 from retain.task import Task
-from retain.workshop import LOSSES, METHOD, MODEL, Stage, Workshop, check_folder, choose_trainable, prepare, restore
+from retain.workshop import LOSSES, METHOD, STATE, Stage, Workshop, check_folder, choose_trainable, prepare
 
 
 def run(
@@ -75,6 +76,7 @@ def _run(config: RunConfig, console: Console, tasks: int | None, stop: Stop) -> 
     ranks.wait()  # until each has seen the folder as it was
     if ranks.first():
         store.write(output / "config.yaml", configuration.dump(config))
+        keep_origin(config.state, output)
         sweep(output)
     ranks.wait()
     finished = list(takewhile(lambda stage: store.is_closed(stage.folder), stages))
@@ -85,6 +87,8 @@ def _run(config: RunConfig, console: Console, tasks: int | None, stop: Stop) -> 
     book = opened(output / LEDGER, shop, finished, left) if ranks.first() else None
     if left and finished and shop.leaves_state(finished[-1]):
         restore(shop, finished[-1].folder)
+    elif left and config.state is not None:
+        begin_with(shop, Path(config.state))
     if left and shop.method.keeps_rows:
         console.print(f"[yellow]{config.method['name']} keeps training rows of every task in the run's state[/]")
     elif left and shop.method.growth:
@@ -94,7 +98,7 @@ def _run(config: RunConfig, console: Console, tasks: int | None, stop: Stop) -> 
         for i, stage in enumerate(left, len(finished)):
             if book is not None:
                 begun(book, shop, stage)
-            _work(shop, stage, stages[max(i - 1, 0)].folder, bar, stop)
+            _work(shop, stage, stages[max(i - 1, 0)].folder, bar, book, stop)
             if book is not None:
                 ended(book, stage)
                 _tidy(stages[: i + 1])
@@ -115,7 +119,7 @@ def _run(config: RunConfig, console: Console, tasks: int | None, stop: Stop) -> 
     return summary
 
 
-def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar, stop: Stop) -> None:
+def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar, book: Ledger | None, stop: Stop) -> None:
     """One stage from begin to done; ``last`` is the folder of the stage before."""
     clock, warned = _Clock(), list[str]()
     found: dict[str, Any] = {"boundary": {}, "warnings": warned}
@@ -129,14 +133,16 @@ def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar, stop: Stop) ->
             shop.method.end_task(stage.task)
         found["boundary"] = shop.method.boundary
         clock.lap("boundary")
-    elif shop.stream.guard is not None:
+    elif shop.stream.guard is not None and not shop.before:
         bar.show(f"measuring what {stage.name} is good at")
         with _heard(warned):
             learn_base(shop.method, shop.stream.guard)
         found["boundary"] = shop.method.boundary
         clock.lap("boundary")
     scores = _score(shop, stage, bar)
-    if foreseen:
+    if foreseen and not remembered.keys() <= scores.keys():
+        found["boundary"] |= {"foreseen": foreseen["total"]}  # the rows to measure it on are elsewhere
+    elif foreseen:
         compared = calibrate(foreseen, remembered, store.read_tensors(last / LOSSES), row_losses(scores))
         compared["total"] |= note(shop.method, stage.name, compared["total"])
         found["calibration"] = compared
@@ -144,15 +150,16 @@ def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar, stop: Stop) ->
         warned += doubts(compared, strength, stage.name, loss)
     clock.lap("evaluate")
     ranks.wait()  # until all have read what belongs to the stage before
-    if ranks.first():
-        _save(shop, stage, scores, found | {"seconds": clock.seconds})
+    if book is not None:
+        book.check()
+        _save(shop, stage, scores, found | {"seconds": clock.seconds}, last, book.entries[-1]["reads"])
     ranks.wait()
 
 
 def _train(
     shop: Workshop, task: Task, stage: Stage, bar: WorkBar, warned: list[str], stop: Stop
 ) -> tuple[int, list[Any]]:
-    choose_trainable(shop, stage.number)
+    choose_trainable(shop, shop.before + stage.number)
     bar.show(f"{stage.name}: training")
     with _heard(warned):
         shop.method.begin_task(task)
@@ -170,7 +177,7 @@ def _train(
 
 def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Score]:
     method, scores = shop.method, {}
-    how: Any = {"seen": range(stage.number + 1), "batch_size": shop.config.scored_at_once}
+    how: Any = {"seen": range(shop.before + stage.number + 1), "batch_size": shop.config.scored_at_once}
     for task in shop.scored():
         bar.show(f"{stage.name}: scoring {task.name}")
         method.activate(None if task is shop.stream.guard else task.name)
@@ -195,17 +202,18 @@ def _heard(warned: list[str]) -> Iterator[None]:
     warned += [str(warning.message) for warning in caught]
 
 
-def _save(shop: Workshop, stage: Stage, scores: dict[str, Score], found: dict[str, Any]) -> None:
+def _save(
+    shop: Workshop, stage: Stage, scores: dict[str, Score], found: dict[str, Any], last: Path, reads: list[Any]
+) -> None:
     found = record(stage.number, scores, shop.stream.guard) | found
     if "guard" in found:
         found["guard"]["held"] = shop.method.guards
     if stage.task is not None:
         shop.write_adapter(stage.folder / "adapter")
     if shop.leaves_state(stage):
-        store.write_tensors(stage.folder / MODEL, adapter_parameters(shop.model))
-        store.write_tensors(stage.folder / METHOD, state := shop.method.state_dict())
+        write_state(shop, stage.folder / STATE, _earlier(shop, stage, last), reads)
         sizes = {"adapter": store.size(stage.folder / "adapter"), "state": store.size(stage.folder / METHOD)}
-        found["bytes"] = sizes | {"kinds": store.by_kind(state)}
+        found["bytes"] = sizes | {"kinds": store.by_kind(shop.method.state_dict())}
     store.write_tensors(stage.folder / LOSSES, row_losses(scores))
     store.write_json(stage.folder / "scores.json", found)
     store.close(stage.folder, without="trainer")
@@ -217,6 +225,13 @@ def _tidy(finished: Sequence[Stage]) -> None:
         drop_folder(stage.folder / "trainer")
     for stage in finished[:-1]:
         drop_folder(stage.folder / "state")
+
+
+def _earlier(shop: Workshop, stage: Stage, last: Path) -> Manifest | None:
+    """The manifest of the state that ``stage`` went on from, if there was one."""
+    if (last / STATE).exists() and last != stage.folder:
+        return manifest_of(shop, last / STATE)
+    return origin(shop.config.state, Path(shop.config.output))
 
 
 def _read(stages: Sequence[Stage]) -> list[dict[str, Any]]:

@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from retain.files import StoreError, replace_folder, write
-from retain.intake import hash_of, inside, read_json, read_section, read_tensors
+from retain.intake import hash_of, inside, read_json, read_section, read_tensors, shapes
 from retain.task import evaluating
 from retain.vllm import judge
 
-__all__ = ["StoreError", "hash_of", "read_json", "read_tensors"]
+__all__ = ["StoreError", "hash_of", "read_json", "read_tensors", "shapes"]
 
 DONE = "done"
 

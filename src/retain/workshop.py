@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from retain import artefact, store
 from retain import config as configuration
-from retain import store
 from retain.config import RunConfig
 from retain.data import Stream, load_stream
 from retain.files import ours
@@ -21,7 +21,8 @@ from retain.lora import adapter_parameters
 from retain.method import Method
 from retain.task import Task, joined
 
-MODEL, METHOD, LOSSES = "state/model.safetensors", "state/method.safetensors", "losses.safetensors"
+STATE, LOSSES = "state", "losses.safetensors"
+MODEL, METHOD = f"{STATE}/{artefact.MODEL}", f"{STATE}/{artefact.METHOD}"
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,18 @@ class Workshop:
         trainings = list(enumerate(tasks))
         if self.method.cumulative:
             trainings = [(len(tasks) - 1, joined(tasks))]
-        stages = [Stage(-1, "the untouched model", folder / "base")]
+        stages = [Stage(-1, "the model of the state" if self.config.state else "the untouched model", folder / "base")]
         for i, task in trainings:
             own = folder / "tasks" / f"{i:02d}-{task.name}"
-            arguments = configuration.training_arguments(self.config, i, task.name, own / "trainer")
+            number = self.before + i
+            arguments = configuration.training_arguments(self.config, number, task.name, own / "trainer")
             stages.append(Stage(i, task.name, own, task, arguments))
         return stages
+
+    @property
+    def before(self) -> int:
+        """How many tasks were learned before the first of this run."""
+        return len(self.stream.before)
 
     def names(self) -> list[str]:
         """The tasks by name."""
@@ -80,12 +87,14 @@ class Workshop:
 
     def leaves_state(self, stage: Stage) -> bool:
         """Whether ``stage`` has something that the next one goes on from."""
-        return stage.task is not None or self.stream.guard is not None
+        return stage.task is not None or self.stream.guard is not None or self.config.state is not None
 
     def write_adapter(self, folder: Path) -> None:
         """Write the adapter in place as a stock LoRA."""
         labels, first = dict[str, Any](), 0
-        for task, names in zip(self.names(), self.stream.labels, strict=True):
+        earlier = artefact.origin(self.config.state, Path(self.config.output))
+        tasks = [task.name for task in earlier.blocks] if earlier else []
+        for task, names in zip([*tasks, *self.names()], [*self.stream.before, *self.stream.labels], strict=True):
             labels[task] = {"first_output": first, "labels": names}
             first += 0 if self.config.scenario == "domain" else len(names)
         store.write_adapter(folder, self.model, labels if any(self.stream.labels) else {})
@@ -99,7 +108,7 @@ def prepare(config: RunConfig) -> Workshop:
     model = load_model(
         path,
         kind,
-        [len(labels) for labels in (stream.labels[:1] if domain else stream.labels)],
+        stream.sizes,
         config.lora,
         own_heads=not domain,
         dtype=config.model.dtype,
@@ -133,21 +142,6 @@ def check_folder(config: RunConfig) -> None:
             )
     elif folder.exists() and not (folder.is_dir() and all(ours(p) for p in folder.iterdir())):
         raise store.StoreError(f"{folder} is not empty and holds no run; choose another `output`")
-
-
-def restore(shop: Workshop, folder: Path) -> None:
-    """Put model and method back to the end of the finished stage in ``folder``.
-
-    Raises:
-        StoreError: a file of the state is missing, damaged, or of another model.
-    """
-    store.verify(folder, MODEL, METHOD, LOSSES)
-    parameters = adapter_parameters(shop.model)
-    tensors = store.read_tensors(folder / MODEL, {name: tuple(p.shape) for name, p in parameters.items()})
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-    shop.method.load_state_dict(store.read_tensors(folder / METHOD))
 
 
 def choose_trainable(shop: Workshop, number: int) -> None:

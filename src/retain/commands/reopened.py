@@ -6,7 +6,8 @@ from pathlib import Path
 
 from retain import config as configuration
 from retain import store
-from retain.workshop import Stage, Workshop, prepare, restore
+from retain.continuing import restore
+from retain.workshop import Stage, Workshop, prepare
 
 
 def reopened(folder: Path) -> tuple[Workshop, Stage]:

@@ -67,7 +67,7 @@ class _Reader:
 
     def row(self, task: int, number: int) -> Row:
         row = self.stream.tasks[task].test[number]
-        first = sum(map(len, self.stream.labels[:task])) if self.own_classes else 0
+        first = sum(map(len, [*self.stream.before, *self.stream.labels[:task]])) if self.own_classes else 0
         label = self.stream.labels[task][int(row["labels"]) - first]
         if "pixel_values" in row:
             return Row(number, label, picture=_picture(row["pixel_values"]))
