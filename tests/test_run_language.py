@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from compared import Ended
 from retain.commands.compare import compare
 from retain.commands.export import export
+from retain.commands.many.cells import Cell
 from retain.commands.plan import plan
 from retain.commands.table import print_scores
 from retain.config import load, parse
@@ -81,13 +83,27 @@ def test_the_example_runs_on_any_causal_model(llama: str, tmp_path: Path) -> Non
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
 
 
-def test_a_plan_is_made_without_weights_and_a_comparison_refused(llama: str, tmp_path: Path) -> None:
-    config = parse(document(llama, tmp_path, method={"name": "ewc-lora"}))
-    made = plan(config, quiet())
+def test_a_plan_is_made_without_weights(llama: str, tmp_path: Path) -> None:
+    made = plan(parse(document(llama, tmp_path, method={"name": "ewc-lora"})), quiet())
     assert [(task.rows, task.classes) for task in made.tasks] == [(16, None)] * 3
-    with pytest.raises(ValueError, match="model.kind 'causal-lm' cannot be compared yet"):
-        compare(config, ["all"], console=quiet())
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out-compare").exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_methods_are_compared_by_their_nats(llama: str, tmp_path: Path) -> None:
+    def start(cell: Cell) -> Ended:
+        run(cell.config, quiet())
+        return Ended()
+
+    content = document(llama, tmp_path)
+    content["tasks"] = content["tasks"][:2]
+    content["guard"] = {"path": "json", "data_files": content["tasks"][0]["data_files"]}
+    asked = ["sequential", "ewc-lora"]
+    assert compare(parse(content), asked, seeds=1, tries=2, console=quiet(), start=start, jobs=1)
+    found = json.loads((tmp_path / "out-compare" / "comparison.json").read_text())
+    assert found["unit"] == "nats a token" and list(found["methods"]) == asked
+    assert {"final", "forgetting", "guard_rise"} <= found["methods"]["ewc-lora"]["difference"].keys()
+    assert found["tuning"]["ewc-lora"]["scores"] and (tmp_path / "out-compare" / "nats.png").exists()
 
 
 @pytest.mark.slow

@@ -84,6 +84,9 @@ def risen(then: Entry, now: Entry) -> tuple[float, float, float]:
 
     The interval is that of the difference of two ratios, by their linear expansion in the rows (``tokenwise.linear``).
     """
-    tokens = np.array(then["tokens"], dtype=float)
-    before, after = (linear(np.array([entry["losses"]]), tokens)[0] for entry in (then, now))
-    return lost(-before, -after, relative=False)
+    return lost(-rows_of(then), -rows_of(now), relative=False)
+
+
+def rows_of(entry: Entry) -> np.ndarray:
+    """Values (n,) whose mean is the nats per token of a guard's record, and which vary as it does over its rows."""
+    return linear(np.array([entry["losses"]]), np.array(entry["tokens"], dtype=float))[0]

@@ -30,11 +30,16 @@ def tokenwise(records: Records, names: Sequence[str]) -> dict[str, Any]:
     higher is better, and tasks that are not asked have null. Of both ``gained`` is better above zero, and
     ``forgetting`` worse.
     """
-    columns = [linear(*_losses(records, name)) for name in names]
+    columns = losses_per_token(records, names)
     matrix = np.stack([column.mean(1) for column in columns], axis=1)
     found = {"nats_per_token": _summary(columns, "lower") | {"perplexity": _rounded(np.exp(matrix))}}
     asked = {metric: _summary(answered(records, names, metric), "higher") for metric in metrics_of(records)}
     return found | ({"metrics": asked} if asked else {})
+
+
+def losses_per_token(records: Records, names: Sequence[str]) -> list[Array]:
+    """Per task values (T+1, rows) whose means over rows are its nats per token (``linear``); NaN: not measured."""
+    return [linear(*_losses(records, name)) for name in names]
 
 
 def metrics_of(records: Records) -> list[str]:

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from retain import config as configuration
 from retain import store
+from retain.guard import rows_of
 from retain.paired import lost
 from retain.results import KINDS
-from retain.tokenwise import linear
 
 Verdict = Literal["fine", "cannot tell", "too much"]
 Record = Mapping[str, Any]
@@ -107,7 +107,7 @@ def _allowed(bound: Bound | None, scored: str) -> Bound:
 
 def _of_guard(records: Sequence[Record], most: float | None, console: Console) -> Iterator[Verdict]:
     if "guard" in records[0]:
-        then, now = (_per_token(record["guard"]) for record in (records[0], records[-1]))
+        then, now = ((-rows_of(record["guard"])).tolist() for record in (records[0], records[-1]))
         bound = Bound(USUAL if most is None else most, "nats a token")
         yield _told(*judged(records[0]["guard"]["name"], then, now, bound), console)
 
@@ -139,12 +139,7 @@ def _rows(stage: Path, record: Record, name: str, scored: str, bound: Bound) -> 
     if scored == TOKENS:
         if bound.unit == "%":
             raise ValueError(f"task {name!r} has no accuracy: give --max-forgetting in nats a token, such as {USUAL:g}")
-        return _per_token(entry)
+        return (-rows_of(entry)).tolist()
     if scored in entry.get("answers", {}):
         return entry["answers"][scored]
     return [float(bit) for bit in entry[scored]]
-
-
-def _per_token(entry: Mapping[str, Any]) -> Sequence[float]:
-    """Values (n,) whose mean is less nats per token of a record's rows, and which vary as it does."""
-    return (-linear(np.array([entry["losses"]]), np.array(entry["tokens"], dtype=float))[0]).tolist()

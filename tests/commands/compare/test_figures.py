@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from retain.commands.compare import figures
 from retain.commands.compare.figures import draw
-from retain.commands.compare.tables import FIGURES
+from retain.commands.compare.measure import ACCURACY
 from retain.commands.many.spread import spread
 
 
@@ -27,7 +27,7 @@ def comparison(methods: int = 3, seeds: int = 2, state: int = 1000) -> dict[str,
             "scores": {"learning_accuracy": None if joint else points[0], "stability": None if joint else points[1]},
             "bytes": {"after": {2: sizes[2]} if joint else sizes},
         }
-    return {"tasks": ["mood", "sport"], "methods": found}
+    return {"tasks": ["mood", "sport"], "methods": found, "unit": "accuracy"}
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 @pytest.mark.parametrize(("methods", "seeds"), [(1, 1), (3, 2), (16, 3)])
 def test_three_figures(methods: int, seeds: int, tmp_path: Path, drawn: list[Figure]) -> None:
     draw(comparison(methods, seeds), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == set(FIGURES)
-    for name in FIGURES:
+    assert {path.name for path in tmp_path.iterdir()} == set(ACCURACY.figures)
+    for name in ACCURACY.figures:
         height, width, _ = matplotlib.image.imread(tmp_path / name).shape
         assert width > height > 400
     accuracy, stability, size = (figure.axes[0] for figure in drawn)

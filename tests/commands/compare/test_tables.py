@@ -44,6 +44,7 @@ def comparison(**change: Any) -> dict[str, Any]:
     found = {
         "methods": {"sequential": plain, "ewc-lora": method(), "joint": joint},
         "against": "sequential",
+        "unit": "accuracy",
         "verdict": {"better": ["ewc-lora"], "worse": [], "not told apart": ["joint"]},
         "seeds": [0, 1],
         "budget": {"name": "full", "tries": 3, "max_train": None, "max_test": None},

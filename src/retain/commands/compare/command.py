@@ -15,6 +15,7 @@ from rich.console import Console
 from retain import store
 from retain.commands.compare.comparison import Comparison, budget_named, claim, document, reference
 from retain.commands.compare.figures import draw
+from retain.commands.compare.measure import measure_of
 from retain.commands.compare.summary import read, summarise
 from retain.commands.compare.tables import markdown, show
 from retain.commands.compare.tuning import choose
@@ -54,15 +55,10 @@ def compare(
         start: starts a run; None: in a process of its own.
 
     Raises:
-        ValueError: a method, keyword, budget or reference that is not allowed, or a language model.
+        ValueError: a method, keyword, budget or reference that is not allowed.
         StoreError: ``output`` belongs to something else, or another comparison works there.
     """
     console, spent = console or Console(), budget_named(budget, tries)
-    if config.model.kind == "causal-lm":
-        raise ValueError(
-            "model.kind 'causal-lm' cannot be compared yet: comparisons are of accuracies. `retain run` with another "
-            "`method.name` and `output` writes nats per token and their forgetting into results.json"
-        )
     found, left_out = entries(asked, config, spent.tries)
     rival, folder = reference(against, found), output or Path(f"{config.output}-compare")
     made = Comparison(document(config, spent), spent, found, [config.seed + i for i in range(seeds)], folder)
@@ -204,7 +200,8 @@ def gather(made: Comparison, rival: str, log: Log) -> dict[str, Any]:
     for entry in made.entries:
         cells = made.cells(entry, log.value(entry)) if log.settled(entry) else {}
         runs[entry.label] = {seed: read(cell) for seed, cell in cells.items() if cell.finished}
-    content = summarise(made.entries, runs, rival)
+    by = measure_of(made.document["model"]["kind"])
+    content = summarise(made.entries, runs, rival, by)
     for entry in made.entries:
         if entry.label in content["methods"]:
             content["methods"][entry.label] |= {

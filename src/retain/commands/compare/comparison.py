@@ -99,7 +99,7 @@ def reference(label: str | None, found: Sequence[Entry]) -> str:
 def document(config: RunConfig, budget: Budget) -> dict[str, Any]:
     """``config`` without method and output: no more rows than allowed, and the same for all seeds."""
     content = config.model_dump(exclude_none=True, exclude={"method", "output"})
-    for task in content["tasks"]:
+    for task in [*content["tasks"], *([content["guard"]] if "guard" in content else [])]:
         for key in ("max_train", "max_test"):
             if (most := getattr(budget, key)) is not None:
                 task[key] = min(task.get(key, most), most)

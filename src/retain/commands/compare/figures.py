@@ -1,4 +1,4 @@
-"""Three figures of a comparison: accuracy after each task, stability against plasticity, bytes against tasks."""
+"""Three figures of a comparison: scores after each task, stability against plasticity, bytes against tasks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from retain.commands.compare.measure import measure_in
 from retain.plots import named_ticks, style
 
 APART = 0.3  # of the distance between two tasks: the width over which the methods' points are spread
@@ -19,7 +20,8 @@ Found = Mapping[str, Any]
 
 def draw(comparison: Found, folder: Path) -> None:
     """Write the figures of ``comparison`` into ``folder``."""
-    parts = {"accuracy.png": _accuracy, "stability.png": _stability, "bytes.png": _bytes}
+    by = measure_in(comparison["unit"])
+    parts = dict(zip(by.figures, (_curve, _plane, _bytes), strict=True))
     for file, part in parts.items():
         figure = Figure(figsize=(8, 4.2), layout="constrained")
         ax = figure.subplots()
@@ -30,7 +32,7 @@ def draw(comparison: Found, folder: Path) -> None:
         figure.savefig(folder / file, dpi=150)
 
 
-def _accuracy(ax: Axes, comparison: Found) -> None:
+def _curve(ax: Axes, comparison: Found) -> None:
     methods = comparison["methods"]
     for number, (label, found) in enumerate(methods.items()):
         there = [(t, point) for t, point in enumerate(found["curve"], 1) if point is not None]
@@ -39,18 +41,19 @@ def _accuracy(ax: Axes, comparison: Found) -> None:
         bars = [point["std"] or 0.0 for _, point in there]
         ax.errorbar(steps, means, yerr=bars, elinewidth=0.8, label=label, **style(number))
     _tasks(ax, comparison)
-    ax.set_ylabel("accuracy on the tasks learned so far")
+    ax.set_ylabel(measure_in(comparison["unit"]).curve[2])
 
 
-def _stability(ax: Axes, comparison: Found) -> None:
+def _plane(ax: Axes, comparison: Found) -> None:
+    plane = measure_in(comparison["unit"]).plane
     for number, (label, found) in enumerate(comparison["methods"].items()):
-        learned, kept = (found["scores"][name] for name in ("learning_accuracy", "stability"))
+        learned, kept = (found["scores"][name] for name in (plane.learned, plane.kept))
         if learned is not None and kept is not None:
             look = style(number) | {"linestyle": "none", "markersize": 8, "elinewidth": 0.8}
             bars = {"xerr": learned["std"], "yerr": kept["std"]}
             ax.errorbar(learned["mean"], kept["mean"], **bars, label=label, **look)
-    ax.set_xlabel("plasticity: accuracy on each task just learned")
-    ax.set_ylabel("stability: share of it kept to the end")
+    ax.set_xlabel(plane.learned_label)
+    ax.set_ylabel(plane.kept_label)
 
 
 def _bytes(ax: Axes, comparison: Found) -> None:

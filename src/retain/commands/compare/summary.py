@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Any
@@ -10,37 +10,43 @@ from typing import Any
 import numpy as np
 
 from retain import paired, scores, store
+from retain.commands.compare.measure import ACCURACY, GUARD, Measure
 from retain.commands.many.cells import Cell
 from retain.commands.many.entries import Entry
 from retain.commands.many.spread import spread
+from retain.guard import rows_of as guard_rows
 from retain.results import KINDS, columns
+from retain.tokenwise import answered, levels, losses_per_token, metrics_of
 
-COMPARED: dict[str, Callable[[scores.Array], float]] = {
-    "average_accuracy": scores.average_accuracy,
-    "average_incremental_accuracy": scores.average_incremental_accuracy,
-    "forgetting": scores.forgetting,
-    "learning_accuracy": scores.learning_accuracy,
-}
-DECIDES = "average_accuracy"
 REPLICATES = 1000
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run: its scores.json of every stage, and per task the outcomes (T+1, rows) of its test rows."""
+    """A finished run: its scores.json of every stage, and per task the outcomes (T+1, rows) of its test rows.
+
+    Their means over rows are accuracies or, of language models, nats per token.
+    """
 
     records: list[dict[str, Any]]
     outcomes: list[np.ndarray]
 
     @property
     def matrix(self) -> np.ndarray:
-        """(T+1, T) accuracies."""
+        """(T+1, T) scores."""
         return np.stack([column.mean(1) for column in self.outcomes], axis=1)
 
     @property
     def trained(self) -> list[dict[str, Any]]:
         """The records of stages that trained."""
         return [record for record in self.records if record["learned"]]
+
+    @property
+    def guard(self) -> np.ndarray | None:
+        """Rows (2, n) whose means are the guard's nats per token, untouched and at the end; None: there is none."""
+        if "guard" not in self.records[0]:
+            return None
+        return np.stack([guard_rows(record["guard"]) for record in (self.records[0], self.records[-1])])
 
 
 Runs = Mapping[str, Mapping[int, Run]]  # by label and seed
@@ -57,52 +63,57 @@ def read(cell: Cell) -> Run:
     for stage in stages:
         store.verify(stage, "scores.json")
     records = sorted((store.read_json(s / "scores.json") for s in stages), key=lambda record: record["learned"])
-    return Run(records, columns(records, list(records[0]["tasks"]), KINDS[cell.config.scenario][0]))
+    names = list(records[0]["tasks"])
+    if cell.config.model.kind == "causal-lm":
+        return Run(records, losses_per_token(records, names))
+    return Run(records, columns(records, names, KINDS[cell.config.scenario][0]))
 
 
-def summarise(entries: Sequence[Entry], runs: Runs, against: str) -> dict[str, Any]:
+def summarise(entries: Sequence[Entry], runs: Runs, against: str, by: Measure = ACCURACY) -> dict[str, Any]:
     """The methods by label: scores, curve, bytes and seconds, and the difference to ``against``.
 
-    Intransigence is what learning accuracy lacks of a reference's: of per-task, where each task is learned alone, if it
-    is compared; else of a joint training at its end; else there is none.
+    Intransigence is what a task right after its training lacks of a reference: of per-task, where each task is learned
+    alone, if it is compared; else of a joint training at its end; else there is none.
     """
     alone = next((e for e in entries if e.method["name"] == "per-task" and runs[e.label]), None)
     measure = alone or next((e for e in entries if e.cumulative and runs[e.label]), None)
     there = {entry.label: runs[entry.label] for entry in entries if runs[entry.label]}
-    draws = {label: _drawn(list(mine.values())) for label, mine in there.items()} if against in there else {}
+    draws = {label: _drawn(list(mine.values()), by) for label, mine in there.items()} if against in there else {}
     methods = {}
     for label, mine in there.items():
-        methods[label] = _found(mine, runs[measure.label] if measure else {}, measure is alone)
+        methods[label] = _found(mine, runs[measure.label] if measure else {}, measure is alone, by)
         methods[label]["difference"] = {}
         if label != against and draws:
-            methods[label]["difference"] = _difference(mine, there[against], draws[label], draws[against])
+            methods[label]["difference"] = _difference(mine, there[against], draws[label], draws[against], by)
     return {
         "tasks": next((list(run.records[0]["tasks"]) for mine in there.values() for run in mine.values()), []),
         "against": against,
+        "unit": by.unit,
         "intransigence": None if measure is None else {"reference": measure.label, "each_task_alone": measure is alone},
         "methods": methods,
-        "verdict": verdict(methods, against),
+        "verdict": verdict(methods, against, by),
     }
 
 
-def verdict(methods: Mapping[str, Any], against: str) -> dict[str, list[str]]:
-    """The methods whose final accuracy is higher than that of ``against``, lower, and not told apart from it."""
+def verdict(methods: Mapping[str, Any], against: str, by: Measure = ACCURACY) -> dict[str, list[str]]:
+    """The methods whose final score is better than that of ``against``, worse, and not told apart from it."""
     told: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
     for label, found in methods.items():
-        if label != against and (difference := found["difference"].get(DECIDES)):
-            low, high = difference["interval_95"]
+        if label != against and (difference := found["difference"].get(by.decides)):
+            low, high = sorted(-x if by.lower else x for x in difference["interval_95"])
             told["better" if low > 0 else "worse" if high < 0 else "not told apart"].append(label)
     return told
 
 
-def _found(mine: Mapping[int, Run], reference: Mapping[int, Run], alone: bool) -> dict[str, Any]:
-    values: dict[str, list[float | None]] = {name: [] for name in (*COMPARED, "stability", "intransigence")}
+def _found(mine: Mapping[int, Run], reference: Mapping[int, Run], alone: bool, by: Measure) -> dict[str, Any]:
+    values: dict[str, list[float | None]] = {"intransigence": []}
     for seed, run in mine.items():
-        for name, score in (COMPARED | {"stability": scores.stability}).items():
-            values[name].append(_number(score(run.matrix)))
-        other = reference.get(seed)
+        for name, value in _values(run, by).items():
+            values.setdefault(name, []).append(_number(value))
+        other, sign = reference.get(seed), -1 if by.lower else 1
         best = None if other is None else np.diagonal(other.matrix[1:]) if alone else other.matrix[-1]
-        values["intransigence"].append(None if best is None else _number(scores.intransigence(run.matrix, best)))
+        lack = None if best is None else _number(scores.intransigence(sign * run.matrix, sign * best))
+        values["intransigence"].append(lack)
     every = list(mine.values())
     last = [run.trained[-1]["bytes"] for run in every]
     kinds = sorted({kind for size in last for kind in size["kinds"]})
@@ -124,21 +135,42 @@ def _found(mine: Mapping[int, Run], reference: Mapping[int, Run], alone: bool) -
     }
 
 
-def _drawn(runs: Sequence[Run]) -> Draws:
+def _values(run: Run, by: Measure) -> dict[str, float]:
+    """Every score of a run, also of its guard, and of what tasks are asked: at the end, and how much is forgotten."""
+    found = {name: score(run.matrix) for name, score in {**by.compared, **by.beside}.items()}
+    if run.guard is not None:
+        found[GUARD] = _rise(run.guard.mean(1, keepdims=True))
+    names = list(run.records[0]["tasks"])
+    for metric in metrics_of(run.records):
+        matrix = np.stack([column.mean(1) for column in answered(run.records, names, metric)], axis=1)
+        level = levels(matrix, "higher")
+        found |= {f"{metric}_{name}": level[name] for name in ("final", "forgetting")}
+    return found
+
+
+def _rise(guard: np.ndarray) -> float:
+    return float(guard[1, 0] - guard[0, 0])
+
+
+def _drawn(runs: Sequence[Run], by: Measure) -> Draws:
     """Every score (S, R) of S runs on R resampled test sets."""
     matrices = paired.resampled([run.outcomes for run in runs], replicates=REPLICATES)
-    return {name: paired.each(matrices, score) for name, score in COMPARED.items()}
+    found = {name: paired.each(matrices, score) for name, score in by.compared.items()}
+    guards = [[run.guard] for run in runs if run.guard is not None]
+    if len(guards) == len(runs):
+        found[GUARD] = paired.each(paired.resampled(guards, replicates=REPLICATES), _rise)
+    return found
 
 
 def _difference(
-    ours: Mapping[int, Run], theirs: Mapping[int, Run], our_draws: Draws, their_draws: Draws
+    ours: Mapping[int, Run], theirs: Mapping[int, Run], our_draws: Draws, their_draws: Draws, by: Measure
 ) -> dict[str, Any]:
     """Ours less theirs under the seeds that both have, with its interval over seeds and test rows, score by score."""
     seeds = [seed for seed in ours if seed in theirs]
     mine, other = ([list(runs).index(seed) for seed in seeds] for runs in (ours, theirs))
     found = {}
-    for name, score in COMPARED.items():
-        gains = [score(ours[seed].matrix) - score(theirs[seed].matrix) for seed in seeds]
+    for name in (name for name in our_draws if name in their_draws):
+        gains = [_values(ours[seed], by)[name] - _values(theirs[seed], by)[name] for seed in seeds]
         if gains and not np.isnan(gains).any():
             low, high = paired.interval(our_draws[name][mine] - their_draws[name][other])
             found[name] = {"mean": _number(float(np.mean(gains))), "interval_95": [_number(low), _number(high)]}
@@ -146,7 +178,7 @@ def _difference(
 
 
 def _curve(run: Run) -> np.ndarray:
-    """Average accuracy (T,) on the tasks learned so far, after each."""
+    """Average score (T,) on the tasks learned so far, after each."""
     return np.array([row[: t + 1].mean() for t, row in enumerate(run.matrix[1:])])
 
 

@@ -10,18 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from retain.commands.compare.measure import GUARD, Shown, measure_in
 from retain.commands.table import ENDLESS, grid
 from retain.units import human, human_time
 
 NONE = "–"
 FEW = 5  # seeds
 LIMITS = {"max_train": "training", "max_test": "test"}
-FIGURES = {
-    "accuracy.png": "Average accuracy on the tasks learned so far",
-    "stability.png": "What is kept of earlier tasks, against how well each is learned",
-    "bytes.png": "Bytes kept, adapter included",
-}
-
 Found = Mapping[str, Any]
 
 
@@ -33,23 +28,19 @@ class Column:
     cell: Callable[[Found], str]
 
 
-def groups(against: str) -> list[list[Column]]:
+def groups(comparison: Found) -> list[list[Column]]:
     """The columns of the table in order; those of a group belong together."""
+    against, by = comparison["against"], measure_in(comparison["unit"])
+    shown = [[column for score in group for column in _columns(score, against)] for group in by.shown]
+    shown[0].insert(0, Column("tuned", _knob))
+    every = list(dict.fromkeys(name for found in comparison["methods"].values() for name in found["scores"]))
+    for metric in (name.removesuffix("_final") for name in every if name.endswith("_final")):
+        mine = Shown(f"{metric}_final", metric, signed=False), Shown(f"{metric}_forgetting", f"{metric} forgotten")
+        shown.append([column for score in mine for column in _columns(score, against)])
+    if GUARD in every:
+        shown.append(_columns(Shown(GUARD, "rise of guard", "rise of guard vs"), against))
     return [
-        [
-            Column("tuned", _knob),
-            Column("final accuracy", lambda m: _score(m, "average_accuracy")),
-            Column(f"vs {against}", lambda m: _difference(m, "average_accuracy")),
-        ],
-        [
-            Column("AIA", lambda m: _score(m, "average_incremental_accuracy")),
-            Column("forgetting", lambda m: _score(m, "forgetting")),
-            Column(f"forgetting vs {against}", lambda m: _difference(m, "forgetting")),
-        ],
-        [
-            Column("learning accuracy", lambda m: _score(m, "learning_accuracy")),
-            Column("intransigence", lambda m: _score(m, "intransigence")),
-        ],
+        *shown,
         [
             Column("adapter", lambda m: human(m["bytes"]["adapter"])),
             Column("kept beside it", _state),
@@ -62,10 +53,17 @@ def groups(against: str) -> list[list[Column]]:
     ]
 
 
+def _columns(score: Shown, against: str) -> list[Column]:
+    found = [Column(score.title, lambda m: _score(m, score.name, "+" if score.signed else ""))]
+    if score.versus:
+        found.append(Column(f"{score.versus} {against}", lambda m: _difference(m, score.name)))
+    return found
+
+
 def show(console: Console, comparison: Found) -> None:
     """Print the table, cut where the terminal ends, and what is to be said of it."""
     methods, fitting = comparison["methods"], list[Column]()
-    for group in groups(comparison["against"]):
+    for group in groups(comparison):
         for part in [group] if _fits(console, methods, group) else [[column] for column in group]:
             if fitting and not _fits(console, methods, fitting + part):
                 console.print(_table(methods, fitting))
@@ -78,14 +76,15 @@ def show(console: Console, comparison: Found) -> None:
 
 def markdown(comparison: Found) -> str:
     """The page: the table, how it was made, the tuning, and the figures."""
-    columns = [column for group in groups(comparison["against"]) for column in group]
+    by = measure_in(comparison["unit"])
+    columns = [column for group in groups(comparison) for column in group]
     rows = [[f"`{label}`", *(c.cell(found) for c in columns)] for label, found in comparison["methods"].items()]
     lines = ["# Comparison", "", *grid(["method", *(column.title for column in columns)], rows), ""]
     lines += [*(f"- {line}" for line in remarks(comparison)), ""]
     if tuned := comparison["tuning"]:
-        lines += ["## Tuning", "", "Final average accuracy on validation rows, test rows aside.", ""]
-        lines += [*grid(["method", "keyword", "tried", "accuracy", "chosen"], list(map(_tuning, tuned.items()))), ""]
-    for file, title in FIGURES.items():
+        lines += ["## Tuning", "", f"{by.final.capitalize()}, on validation rows, test rows aside.", ""]
+        lines += [*grid(["method", "keyword", "tried", by.unit, "chosen"], list(map(_tuning, tuned.items()))), ""]
+    for file, title in by.figures.items():
         lines += [f"![{title}]({file})", ""]
     return "\n".join(lines)
 
@@ -93,8 +92,9 @@ def markdown(comparison: Found) -> str:
 def remarks(comparison: Found) -> Iterator[str]:
     """What a reader has to know to trust the table, a sentence or two each."""
     against, seeds, budget = comparison["against"], comparison["seeds"], comparison["budget"]
+    by = measure_in(comparison["unit"])
     if told := [f"{how}: {', '.join(labels)}" for how, labels in comparison["verdict"].items() if labels]:
-        yield f"Final accuracy against {against}, by each interval alone: {'; '.join(told)}."
+        yield f"Final {by.unit} against {against}, by each interval alone: {'; '.join(told)}."
     if len(seeds) > 1:
         spread = f"{len(seeds)} seeds on the same rows: mean ± standard deviation"
         narrow = ", and rather too narrow with so few seeds" if len(seeds) < FEW else ""
@@ -108,7 +108,7 @@ def remarks(comparison: Found) -> Iterator[str]:
         kind = (
             "each task learned alone" if measure["each_task_alone"] else "at the end of training on all tasks at once"
         )
-        yield f"Intransigence: what learning accuracy lacks of the accuracy of {measure['reference']}, {kind}."
+        yield f"Intransigence: {by.lacks} {measure['reference']}, {kind}."
     for label, found in comparison["methods"].items():
         if found["cumulative"]:
             yield f"{label} learns all tasks at once and needs all their rows, which are not counted as kept."
@@ -164,9 +164,8 @@ def _knob(found: Found) -> str:
     return f"{knob['keyword']} {value:g}{'' if knob['tuned'] else ' (given)'}"
 
 
-def _score(found: Found, name: str) -> str:
-    value, sign = found["scores"][name], "" if name.endswith("accuracy") else "+"
-    if value is None:
+def _score(found: Found, name: str, sign: str) -> str:
+    if (value := found["scores"].get(name)) is None:
         return NONE
     text = format(value["mean"], f"{sign}.3f")
     return text if value["std"] is None else f"{text} ± {value['std']:.3f}"

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from retain.commands.compare.measure import measure_of
 from retain.commands.many.cells import Cell
 from retain.commands.many.entries import Entry
 
 
 def choose(entry: Entry, cells: Mapping[float, Cell]) -> dict[str, Any]:
-    """What the runs ``cells`` say, one a value tried: that of the highest final average accuracy is chosen.
+    """What the runs ``cells`` say, one a value tried: that of the best final score is chosen.
 
     Of equal ones the nearest to the middle counts, which is the default where there are values on both sides. A run
     that has failed scores null; if all have, nothing is chosen.
     """
     results = {value: cell.results() for value, cell in cells.items() if cell.finished}
-    scores = {value: found["accuracy"]["scores"]["average_accuracy"] for value, found in results.items()}
-    middle = len(entry.tried) // 2
-    order = sorted(scores, key=lambda value: (-scores[value], abs(entry.tried.index(value) - middle)))
+    by = measure_of(next(iter(cells.values())).config.model.kind)
+    scores = {value: found[by.key]["scores"][by.decides] for value, found in results.items()}
+    middle, sign = len(entry.tried) // 2, 1 if by.lower else -1
+    order = sorted(scores, key=lambda value: (sign * scores[value], abs(entry.tried.index(value) - middle)))
     chosen = order[0] if order else None
     return {
         "keyword": entry.keyword,

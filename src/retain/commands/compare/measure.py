@@ -1,0 +1,141 @@
+"""What methods are compared by: accuracies, or nats per token of language models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from retain import scores, tokenwise
+
+Score = Callable[[scores.Array], float]
+GUARD = "guard_rise"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A score in the table: its name, its title, and that of its difference to another method, if that is shown."""
+
+    name: str
+    title: str
+    versus: str = ""
+    signed: bool = True
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The axes on which a figure sets what is kept against what is learned: names of scores, and labels."""
+
+    learned: str
+    kept: str
+    learned_label: str
+    kept_label: str
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """What a comparison is of.
+
+    Attributes:
+        key: where ``results.json`` has it.
+        unit: what a score matrix holds.
+        lower: whether lower is better.
+        decides: the score by which methods are told apart, and knobs are tuned; in words ``final``.
+        compared: scores of which methods differ.
+        beside: scores that are reported.
+        lacks: what intransigence is, in words.
+        shown: groups of columns.
+        plane: of a figure.
+        curve: file, title and label of the figure of the tasks learned so far.
+    """
+
+    key: str
+    unit: str
+    lower: bool
+    decides: str
+    final: str
+    compared: Mapping[str, Score]
+    lacks: str
+    shown: tuple[tuple[Shown, ...], ...]
+    plane: Plane
+    curve: tuple[str, str, str]
+    beside: Mapping[str, Score] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """Titles of the figures by file."""
+        file, title, _ = self.curve
+        return {
+            file: title,
+            "stability.png": "What is kept of earlier tasks, against how well each is learned",
+            "bytes.png": "Bytes kept, adapter included",
+        }
+
+
+def _level(name: str) -> Score:
+    return lambda matrix: tokenwise.levels(matrix)[name]
+
+
+ACCURACY = Measure(
+    key="accuracy",
+    unit="accuracy",
+    lower=False,
+    decides="average_accuracy",
+    final="final average accuracy",
+    compared={
+        "average_accuracy": scores.average_accuracy,
+        "average_incremental_accuracy": scores.average_incremental_accuracy,
+        "forgetting": scores.forgetting,
+        "learning_accuracy": scores.learning_accuracy,
+    },
+    beside={"stability": scores.stability},
+    lacks="what learning accuracy lacks of the accuracy of",
+    shown=(
+        (Shown("average_accuracy", "final accuracy", "vs", signed=False),),
+        (
+            Shown("average_incremental_accuracy", "AIA", signed=False),
+            Shown("forgetting", "forgetting", "forgetting vs"),
+        ),
+        (Shown("learning_accuracy", "learning accuracy", signed=False), Shown("intransigence", "intransigence")),
+    ),
+    plane=Plane(
+        "learning_accuracy",
+        "stability",
+        "plasticity: accuracy on each task just learned",
+        "stability: share of it kept to the end",
+    ),
+    curve=("accuracy.png", "Average accuracy on the tasks learned so far", "accuracy on the tasks learned so far"),
+)
+NATS = Measure(
+    key="nats_per_token",
+    unit="nats a token",
+    lower=True,
+    decides="final",
+    final="final nats a token, lower is better",
+    compared={name: _level(name) for name in ("final", "forgetting", "just_learned", "gained")},
+    lacks="how much higher a task is when it was learned than under",
+    shown=(
+        (Shown("final", "final nats a token", "vs", signed=False),),
+        (Shown("forgetting", "forgetting", "forgetting vs"),),
+        (
+            Shown("just_learned", "just learned", "just learned vs", signed=False),
+            Shown("intransigence", "intransigence"),
+        ),
+    ),
+    plane=Plane(
+        "gained",
+        "forgetting",
+        "plasticity: nats a token that learning a task gains",
+        "forgetting: nats a token lost to the end",
+    ),
+    curve=("nats.png", "Nats a token on the tasks learned so far", "nats a token on the tasks learned so far"),
+)
+
+
+def measure_of(kind: str) -> Measure:
+    """The measure of streams of models of ``kind``."""
+    return NATS if kind == "causal-lm" else ACCURACY
+
+
+def measure_in(unit: str) -> Measure:
+    """The measure of that unit."""
+    return NATS if unit == NATS.unit else ACCURACY
