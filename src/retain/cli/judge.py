@@ -103,6 +103,10 @@ def sweep(
         typer.Option("--range", metavar="LOW HIGH", help="Of its values; the method's own if not given."),
     ] = None,
     points: Annotated[int, typer.Option(help="Values, evenly on a logarithmic scale.", min=1)] = 9,
+    search: Annotated[
+        int | None,
+        typer.Option(help="Values that optuna proposes instead, one after the other.", min=3, show_default=False),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="How many, from the file's on.", min=1)] = 3,
     pick: Annotated[
         str | None,
@@ -135,7 +139,14 @@ def sweep(
     from retain.config import load
 
     rule = None if pick is None else Rule.parse(pick)
-    options: dict[str, Any] = {"knob": knob, "limits": limits, "points": points, "seeds": seeds, "jobs": jobs}
+    options: dict[str, Any] = {
+        "knob": knob,
+        "limits": limits,
+        "points": points,
+        "search": search,
+        "seeds": seeds,
+        "jobs": jobs,
+    }
     with stoppable():
         complete = command(
             load(config, overrides or ()), methods or [], **options, rule=rule, output=output, console=Console()

@@ -68,7 +68,7 @@ def test_the_first_task_is_trained_once_and_every_value_branches_off(tmp_path: P
     assert points[1]["runs"] == {"0": "ewc-lora/strength=10/seed-0"} and points[1]["learned"]["std"] is None
     assert content["curves"]["sequential"]["points"][0]["value"] is None
     assert Image.open(tmp_path / "out" / "sweep.png").size == (1200, 750)
-    assert "| `ewc-lora` | strength 10 |" in (tmp_path / "out" / "sweep.md").read_text()
+    assert "| `ewc-lora` | 10 |" in (tmp_path / "out" / "sweep.md").read_text()
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert "Optimizer steps: 210 for what takes 240 in runs apart, 12% less." in text
 

@@ -13,7 +13,7 @@ from retain import store
 from retain.commands.export import export
 from retain.commands.many.cells import Starter, starter, terminable
 from retain.commands.many.machine import cores, most_jobs
-from retain.commands.sweep.curves import SOLE, Sweep, claim, curves, document
+from retain.commands.sweep.curves import SOLE, Curve, Sweep, Value, claim, curves, document
 from retain.commands.sweep.figures import draw
 from retain.commands.sweep.fill import fill
 from retain.commands.sweep.outcome import gather
@@ -32,6 +32,7 @@ def sweep(
     limits: Sequence[float] | None = None,
     points: int = 9,
     seeds: int = 3,
+    search: int | None = None,
     rule: Rule | None = None,
     jobs: int | None = None,
     output: Path | None = None,
@@ -45,7 +46,8 @@ def sweep(
         asked: names of methods, ``name:key=value,...`` for variants, or "all"; empty for that of ``config``.
         knob: the keyword to sweep over; None: each method's own.
         limits: of its values; None: those that the method names.
-        points: values.
+        points: values, evenly.
+        search: values that optuna proposes instead, those that are there included.
         seeds: how many, from that of ``config`` on.
         rule: picks a point, whose adapter is exported; where the sweep is there already, nothing is run for it.
         jobs: runs at a time; None: as many as cores and memory allow.
@@ -69,10 +71,12 @@ def sweep(
     jobs = jobs or most_jobs(config.model.path)
     threads = os.environ.get("OMP_NUM_THREADS", "")
     each = int(threads) if threads.isdecimal() else max(1, cores() // jobs)
-    wanted = {curve: curve.scale.grid(points) if curve.scale else (SOLE,) for curve in found}
+    begin = start or starter(each)
     with terminable():
         try:
-            failed = fill(made, wanted, start or starter(each), jobs, console)
+            failed = (
+                _searched(made, search, begin, jobs, console) if search else _swept(made, points, begin, jobs, console)
+            )
         except KeyboardInterrupt:
             console.print(f"stopped: {folder} keeps what is done, and the same command continues", soft_wrap=True)
             raise
@@ -87,6 +91,28 @@ def sweep(
     if rule is not None:
         take(folder, rule, console)
     return not failed
+
+
+def _swept(made: Sweep, points: int, start: Starter, jobs: int, console: Console) -> dict[str, str]:
+    wanted = {curve: curve.scale.grid(points) if curve.scale else (SOLE,) for curve in made.curves}
+    return fill(made, wanted, start, jobs, console)
+
+
+def _searched(made: Sweep, trials: int, start: Starter, jobs: int, console: Console) -> dict[str, str]:
+    """As many values at a time as keep ``jobs`` runs at work."""
+    try:
+        from retain.commands.sweep.search import Search
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--search needs {error.name}: pip install 'retain[sweep]'") from None
+    searches = {curve: Search(made, curve, curve.scale, trials) for curve in made.curves if curve.scale}
+    wanted: dict[Curve, list[Value]] = {curve: [SOLE] for curve in made.curves if curve not in searches}
+    to_come = {}
+    for curve, search in searches.items():
+        wanted[curve] = search.begin()
+        while len(wanted[curve]) * len(made.seeds) < jobs and (value := search.next()) is not None:
+            wanted[curve].append(value)
+        to_come[curve] = search, search.left * len(made.seeds)
+    return fill(made, wanted, start, jobs, console, to_come)
 
 
 def write(content: dict[str, Any], folder: Path) -> None:

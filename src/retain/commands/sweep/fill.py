@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from rich.console import Console
 
@@ -16,26 +17,45 @@ from retain.workshop import check_folder
 
 
 class Roots:
-    """Which runs begin with which trunk: where two or more do, or where the trunk is there already."""
+    """Which runs begin with which trunk: where two or more do, where more are to come, or where it is there already.
 
-    def __init__(self, made: Sweep, wanted: Mapping[Curve, Sequence[Value]]) -> None:
-        self.of: dict[Cell, tuple[Cell, str]] = {}
+    Attributes:
+        cells: all runs that are missing, trunks aside.
+        trunks: all that are missing.
+        of: the trunk of a run, and the keyword that is its own.
+        points: of a run, of which point it is.
+    """
+
+    def __init__(self, made: Sweep, wanted: Mapping[Curve, Sequence[Value]], growing: Collection[Curve] = ()) -> None:
+        self.made = made
         self.cells: list[Cell] = []
-        trunks: dict[str, dict[int, Cell]] = {}
+        self.of: dict[Cell, tuple[Cell, str]] = {}
+        self.points: dict[Cell, tuple[Curve, Value]] = {}
+        self.known: dict[str, dict[int, Cell]] = {}
         for curve, values in wanted.items():
-            known = trunks.setdefault(curve.trunk, made.trunks(curve))
             for value in values:
-                for seed, cell in made.cells(curve, value).items():
-                    check_folder(cell.config)
-                    if not cell.finished:
-                        self.cells.append(cell)
-                        self.of |= {cell: (known[seed], str(curve.keyword))} if known else {}
-        for trunk in [trunk for known in trunks.values() for trunk in known.values()]:
-            if len(branches := self.branches(trunk)) < 2 and not trunk.finished:
+                self.add(curve, value)
+        grow = {id(trunk) for curve in growing for trunk in self.known.get(curve.trunk, {}).values()}
+        for trunk in [trunk for known in self.known.values() for trunk in known.values()]:
+            few = len(branches := self.branches(trunk)) < 2 and id(trunk) not in grow
+            if few and not trunk.finished:
                 self.of = {cell: root for cell, root in self.of.items() if cell not in branches}
         self.trunks = list(dict.fromkeys(trunk for trunk, _ in self.of.values() if not trunk.finished))
         for trunk in self.trunks:
             check_folder(trunk.config)
+
+    def add(self, curve: Curve, value: Value) -> list[Cell]:
+        """The runs of a point that are missing."""
+        known = self.known.setdefault(curve.trunk, self.made.trunks(curve))
+        fresh = []
+        for seed, cell in self.made.cells(curve, value).items():
+            check_folder(cell.config)
+            if not cell.finished:
+                fresh.append(cell)
+                self.points[cell] = curve, value
+                self.of |= {cell: (known[seed], str(curve.keyword))} if known else {}
+        self.cells += fresh
+        return fresh
 
     def branches(self, trunk: Cell) -> list[Cell]:
         """What begins with ``trunk`` and is not finished."""
@@ -43,17 +63,35 @@ class Roots:
 
     def ready(self) -> list[Cell]:
         """What need not wait for anything."""
-        return self.trunks + [cell for cell in self.cells if cell not in self.of or self.of[cell][0].finished]
+        return self.trunks + self.free(self.cells)
+
+    def free(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Those of ``cells`` that need not wait for a trunk."""
+        return [cell for cell in cells if cell not in self.of or self.of[cell][0].finished]
+
+
+class Proposer(Protocol):
+    """Who says which values of a curve come next; see ``retain.commands.sweep.search``."""
+
+    def next(self) -> Value | None: ...
+    def close(self, value: Value) -> None: ...
 
 
 def fill(
-    made: Sweep, wanted: Mapping[Curve, Sequence[Value]], start: Starter, jobs: int, console: Console
+    made: Sweep,
+    wanted: Mapping[Curve, Sequence[Value]],
+    start: Starter,
+    jobs: int,
+    console: Console,
+    searches: Mapping[Curve, tuple[Proposer, int]] | None = None,
 ) -> dict[str, str]:
     """Run what is missing of ``wanted``. Returns why runs have failed, by name.
 
-    Seed by seed, so that a sweep cut short is of all points. What another process runs is waited for.
+    Seed by seed, so that a sweep cut short is of all points. What another process runs is waited for. As soon as a
+    point of a curve in ``searches`` has ended, the next is proposed, and at most so many runs come of that.
     """
-    roots = Roots(made, wanted)
+    searches = searches or {}
+    roots = Roots(made, wanted, searches)
 
     def begin(cell: Cell) -> Process:
         if cell in roots.of:
@@ -67,14 +105,25 @@ def fill(
 
     def then(cell: Cell, code: int) -> list[Cell]:
         branches = roots.branches(cell)
+        if cell in roots.points:
+            return followed(*roots.points.pop(cell))
         if cell.finished:
             return branches
         for each in branches:
             board.dropped(each.label, 1)
         return []
 
-    waiting = [cell.label for cell in roots.trunks + roots.cells]
-    total = sum(len(values) * len(made.seeds) for values in wanted.values()) + len(roots.trunks)
+    def followed(curve: Curve, value: Value) -> list[Cell]:
+        if curve not in searches or (curve, value) in roots.points.values():
+            return []
+        search, _ = searches[curve]
+        search.close(value)
+        proposed = search.next()
+        return [] if proposed is None else roots.free(roots.add(curve, proposed))
+
+    to_come = [curve.label for curve, (_, runs) in searches.items() for _ in range(runs)]
+    waiting = [cell.label for cell in roots.trunks + roots.cells] + to_come
+    total = sum(len(values) * len(made.seeds) for values in wanted.values()) + len(roots.trunks) + len(to_come)
     with Board(console, waiting, total - len(waiting), {}, jobs, lambda name, seconds: None) as board:
         codes = work(roots.ready(), begin, jobs, board, then, elsewhere)
     return {cell.name: f"{why(cell, code)} ({cell.log})" for cell, code in codes.items()}

@@ -11,11 +11,12 @@ from retain import ledger, store
 from retain.commands.many.cells import Cell
 from retain.commands.many.spread import spread
 from retain.commands.sweep.branch import SHARED
-from retain.commands.sweep.curves import SOLE, Curve, Sweep
+from retain.commands.sweep.curves import SOLE, Curve, Sweep, Value
 from retain.commands.sweep.front import Point, hypervolume, knee, pareto
 from retain.ledger import LEDGER
 
 Found = dict[str, Any]
+Kind = tuple[str, str, tuple[str, ...]]
 
 # Of each kind: where a run's results have it, what is learned, and the scores learned, forgetting, final.
 ACCURACY = ("accuracy", "learning accuracy", ("learning_accuracy", "forgetting", "average_accuracy"))
@@ -25,7 +26,7 @@ NAMES = ("learned", "forgetting", "final")
 
 def gather(made: Sweep, failed: Mapping[str, str]) -> Found:
     """Everything that ``sweep.json`` says: of all values that have runs, also those of earlier sittings."""
-    kind = NATS if made.document["model"]["kind"] == "causal-lm" else ACCURACY
+    kind = _kind(made)
     curves = {curve.label: found for curve in made.curves if (found := _curve(made, curve, kind))["points"]}
     whole = list(complete(curves))
     points = [at(point) for _, point in whole]
@@ -62,7 +63,18 @@ def at(point: Found) -> Point:
     return point["forgetting"]["mean"], point["learned"]["mean"]
 
 
-def _curve(made: Sweep, curve: Curve, kind: tuple[str, str, tuple[str, ...]]) -> Found:
+def reached(made: Sweep, curve: Curve, value: Value) -> Point | None:
+    """(forgetting, learned) of a point, means over seeds; None if it lacks a seed."""
+    cells = {seed: cell for seed, cell in made.cells(curve, value).items() if cell.finished}
+    found = _point(made, cells, _kind(made)) if len(cells) == len(made.seeds) else {"complete": False}
+    return at(found) if found["complete"] else None
+
+
+def _kind(made: Sweep) -> Kind:
+    return NATS if made.document["model"]["kind"] == "causal-lm" else ACCURACY
+
+
+def _curve(made: Sweep, curve: Curve, kind: Kind) -> Found:
     points = []
     for value in made.found(curve):
         cells = {seed: cell for seed, cell in made.cells(curve, value).items() if cell.finished}
@@ -76,7 +88,7 @@ def _curve(made: Sweep, curve: Curve, kind: tuple[str, str, tuple[str, ...]]) ->
     }
 
 
-def _point(made: Sweep, cells: Mapping[int, Cell], kind: tuple[str, str, tuple[str, ...]]) -> Found:
+def _point(made: Sweep, cells: Mapping[int, Cell], kind: Kind) -> Found:
     scores = [cell.results()[kind[0]]["scores"] for cell in cells.values()]
     found = {mine: spread([score[name] for score in scores]) for mine, name in zip(NAMES, kind[2], strict=True)}
     there = len(cells) == len(made.seeds) and None not in (found["learned"], found["forgetting"])

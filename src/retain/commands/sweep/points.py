@@ -37,6 +37,11 @@ class Scale:
         value = float(f"{1 - value:.12g}") if self.from_one else value
         return round(value) if self.whole else value
 
+    def share(self, value: float) -> float:
+        """How much of the way from ``low`` to ``high`` leads to ``value``."""
+        low, high, here = (math.log(1 - x if self.from_one else x) for x in (self.low, self.high, value))
+        return min(1.0, max(0.0, (here - low) / (high - low)))
+
     def grid(self, points: int) -> tuple[float, ...]:
         """So many values, both ends among them; fewer where whole numbers lie too close, the middle if it is one."""
         shares = np.linspace(0, 1, points).tolist() if points > 1 else [0.5]

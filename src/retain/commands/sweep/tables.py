@@ -24,7 +24,8 @@ Found = Mapping[str, Any]
 
 def show(console: Console, content: Found) -> None:
     """Print the table and the remarks."""
-    table = Table("method")
+    table = Table()
+    table.add_column("method", overflow="fold")
     for title in titles(content)[1:]:
         table.add_column(title, justify="right", no_wrap=True)
     for line in lines(content):
@@ -44,7 +45,7 @@ def markdown(content: Found) -> str:
 
 def titles(content: Found) -> list[str]:
     """Of the columns."""
-    return ["method", "value", content["learned"], "forgetting", "final", "", "seeds"]
+    return ["method", "value", "learned", "forgetting", "final", ""]
 
 
 def lines(content: Found) -> Iterator[list[str]]:
@@ -53,17 +54,19 @@ def lines(content: Found) -> Iterator[list[str]]:
         for point in curve["points"]:
             value = point["value"]
             bend = value is not None and value == curve["knee"]
+            lacking = len(content["seeds"]) - len(point["runs"])
             yield [
                 label,
-                NONE if value is None else f"{curve['keyword']} {value:g}",
+                NONE if value is None else f"{value:g}",
                 *(_score(point[name], sign) for name, sign in (("learned", ""), ("forgetting", "+"), ("final", ""))),
-                ", ".join(["front"] * point["front"] + ["knee"] * bend),
-                f"{len(point['runs'])} of {len(content['seeds'])}",
+                ", ".join(["front"] * point["front"] + ["knee"] * bend + [f"lacks {lacking}"] * bool(lacking)),
             ]
 
 
 def remarks(content: Found) -> Iterator[str]:
     """What a reader has to know to trust the table, a sentence or two each."""
+    if knobs := [f"{curve['keyword']} of {label}" for label, curve in content["curves"].items() if curve["keyword"]]:
+        yield f"Values are {', '.join(knobs)}."
     yield DESCRIBED[content["learned"]]
     seeds, rows = content["seeds"], content["rows"]
     if len(seeds) > 1:
