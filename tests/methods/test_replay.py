@@ -69,8 +69,8 @@ def test_the_loss_and_its_gradient_are_those_of_the_kept_rows_one_by_one(name):
 
 
 @pytest.mark.parametrize("said", [{"seen": True}, {}])
-def test_where_the_task_is_not_known_kept_rows_compete_among_all_classes_so_far(said):
-    """Three classes, each a task's own: the first two compete, the third is to come."""
+def test_where_the_task_is_not_known_replayed_rows_compete_among_all_classes_so_far(said):
+    """Three classes, each a task's own: the first two compete, in rows of both tasks; the third is to come."""
     apart = CrossEntropy(torch.arange(3))
     tasks = [
         replace(texts(name, length=9), loss=apart, known=bool(said), train=[b | {"labels": b["labels"] * 0 + i}])
@@ -84,13 +84,17 @@ def test_where_the_task_is_not_known_kept_rows_compete_among_all_classes_so_far(
     loss = method.extra_loss()
     found = torch.autograd.grad(loss, [method.model.get_parameter(n) for n in names])
     two = replace(tasks[0], loss=CrossEntropy(torch.tensor([0, 0, 1])))
-    expected, gradients = replayed(method.model, [(row, two) for row, _ in kept(method, tasks[0])], names)
+    assert set(method.numbers) == {"a"}
+    method.end_task(tasks[1])
+    rows = [(row, two) for row, _ in kept(method, *tasks)]
+    assert {int(row["labels"]) for row, _ in rows} == {0, 1}
+    expected, gradients = replayed(method.model, rows, names)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
     for name, ours, oracle in zip(names, found, gradients, strict=True):
         torch.testing.assert_close(ours.double(), oracle, rtol=1e-4, atol=1e-6, msg=name)
     method.seen = False
     method.begin_task(tasks[1])
-    assert method.extra_loss() == 0  # of one class alone
+    assert method.extra_loss() == 0  # of one class alone in either task
 
 
 @pytest.mark.parametrize("name", ["one head", "heads", "regression"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.buffer import (
+    Rows,
     as_batch,
     chosen,
     classes_in,
@@ -49,8 +50,10 @@ class Replay(Method):
         match: weight of the mean square of what the outputs of kept rows, those of their own task's classes, have
             changed by since it ended; alpha of DER++. 0 is plain replay and keeps no outputs. Not for sequences.
         batch_size: rows drawn for a step; all, if fewer are kept.
-        seen: whether a kept row's class competes with those of all tasks so far, while new rows compete within their
-            task (ER-ACE, Caccia et al. 2022, arXiv 2104.05025). None: where the task is not known at test.
+        seen: whether a replayed row's class competes with those of all tasks so far, while new rows compete within
+            their task (ER-ACE, Caccia et al. 2022, arXiv 2104.05025). The rows that will be kept of the present task
+            are replayed with the others: nothing else compares its classes with earlier ones. None: where the task is
+            not known at test.
         seed: of what is kept and drawn.
     """
 
@@ -84,6 +87,7 @@ class Replay(Method):
         self.outputs: dict[str, Tensor] = {}
         self.groups: dict[str, Tensor] = {}
         self._among: CrossEntropy | None = None
+        self._present: dict[str, Rows] = {}
 
     @classmethod
     def check(cls, **keywords: Any) -> None:
@@ -121,17 +125,21 @@ class Replay(Method):
         self.steps = 0
         _check_loss(task, bool(self.match))
         self._among = self._all_so_far(task) if self.seen or (self.seen is None and not task.known) else None
+        self._present = {}
+        if self._among is not None and self.numbers:
+            self._present = {task.name: read(task, self._chosen_of(task, self.number), padding_of(self.model))}
 
     def extra_loss(self) -> Tensor | float:
         if not self.numbers:
             return 0.0
-        drawn, start, places = self.drawn(self._kept, self.batch_size), 0, {}
-        for name in self._names:
-            stop = start + len(self.numbers[name])
-            if len(mine := drawn[(drawn >= start) & (drawn < stop)] - start):
+        rows = {name: self.inputs[name] for name in self._names} | self._present
+        sizes = {name: len(targets_of(mine)) for name, mine in rows.items()}
+        drawn, start, places = self.drawn(sum(sizes.values()), self.batch_size), 0, {}
+        for name, size in sizes.items():
+            if len(mine := drawn[(drawn >= start) & (drawn < start + size)] - start):
                 places[name] = mine
-            start = stop
-        return self._loss_at(places)
+            start += size
+        return self._loss_at(rows, places)
 
     def after_step(self) -> None:
         self.steps += 1
@@ -186,22 +194,22 @@ class Replay(Method):
         there = torch.cat([y.cpu().flatten() for y in targets])
         return CrossEntropy(torch.isin(groups, groups[there[there != IGNORED]]).long())
 
-    def _loss_at(self, places: Mapping[str, Tensor]) -> Tensor:
-        """The loss of the kept rows at ``places`` (n_i,) of each task."""
+    def _loss_at(self, rows: Mapping[str, Rows], places: Mapping[str, Tensor]) -> Tensor:
+        """The loss of those of ``rows`` that stand at ``places`` (n_i,) of each task."""
         names, device = list(places), next(self.model.parameters()).device
-        pieces = [{key: x[places[name]] for key, x in self.inputs[name].items()} for name in names]
+        pieces = [{key: x[places[name]] for key, x in rows[name].items()} for name in names]
         losses, targets, squares = [], 0, []
-        for group, rows in stacked(pieces, padding_of(self.model)):
-            found = forward(self.model, on_device(as_batch(rows), device))
+        for group, batch in stacked(pieces, padding_of(self.model)):
+            found = forward(self.model, on_device(as_batch(batch), device))
             sizes = [len(places[names[i]]) for i in group]
             for i, z, y in zip(group, *(x.split(sizes) for x in found), strict=True):
                 losses.append((self._among or self._loss(names[i])).nll(z, y).sum())
                 targets += len(y) if y.is_floating_point() else int((y != IGNORED).sum())
-                if self.match:
+                if self.match and names[i] not in self._present:
                     before = self.outputs[names[i]][places[names[i]]].to(device)
                     squares.append((precise(z) - before)[before.isfinite()].square())
         loss = self.weight * torch.stack(losses).sum() / max(targets, 1)
-        return loss + self.match * torch.cat(squares).mean() if self.match else loss
+        return loss + self.match * torch.cat(squares).mean() if squares else loss
 
     def _keep(self, task: Task) -> None:
         """Keep rows of ``task``, as if of all tasks it were the only one."""
@@ -213,15 +221,21 @@ class Replay(Method):
                 "kept, and replay of so few protects little. Raise method.share",
                 stacklevel=3,
             )
-        self.numbers[name] = torch.arange(count)
-        cells = classes if self.balanced else torch.zeros_like(classes)
-        most = self._fair(count, kinds) if self.rows is None else max(self.rows, kinds)
-        self.numbers[name] = chosen(self._keys(name), cells, most)
+        self._present = {}
+        self.numbers[name] = self._chosen_of(task, int(self.learned[name]))
         self.inputs[name] = read(task, self.numbers[name], padding_of(self.model))
         self.outputs.pop(name, None)
         self.groups.pop(name, None)
         if isinstance(task.loss, CrossEntropy) and task.loss.groups is not None:
             self.groups[name] = task.loss.groups.cpu().clone()
+
+    def _chosen_of(self, task: Task, number: int) -> Tensor:
+        """Which rows of ``task``, the ``number``-th, are kept."""
+        classes = classes_in(task)
+        kinds = len(classes.unique())
+        cells = classes if self.balanced else torch.zeros_like(classes)
+        most = self._fair(len(classes), kinds) if self.rows is None else max(self.rows, kinds)
+        return chosen(keys(torch.arange(len(classes)), hash((self.seed, number))), cells, most)
 
     def _make_room(self, count: int) -> None:
         """Keep ``count`` of all rows that are kept."""
