@@ -1,0 +1,201 @@
+"""What ``benchmarks.kills`` kills: a small run, its export and its report, in a process that tells where it is."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Trainer
+
+from retain import ledger, provenance, scores, store, trained
+from retain import run as running
+from retain.commands import audit, export, report
+from retain.config import parse
+from retain.fisher.sweep import Sweep
+from retain.lora import Site
+from retain.methods import METHODS
+
+WORDS = ["[PAD]", "[UNK]"]
+WORDS += ["red", "green", "blue", "black", "one", "two", "three", "four", "up", "down", "left", "right"]
+TASKS = {"colours": ("red", "blue"), "numbers": ("one", "four"), "ways": ("up", "left")}
+FISHER, BUDGET = {"samples": 8}, {"budget": 0.05}
+# A method with keywords that let it do all that it can, and the training beside it.
+VICTIMS: dict[str, dict[str, Any]] = {name: {"name": name} for name in METHODS} | {
+    "ewc": {"name": "ewc", "strength": 30.0, "fisher": FISHER},
+    "ewc-lora": {"name": "ewc-lora", "strength": 30.0, "fisher": FISHER},
+    "ewc-lora, merged": {
+        "name": "ewc-lora",
+        "strength": {"budget": 0.05},
+        "mode": "merge",
+        "rank": 3,
+        "fisher": FISHER,
+    },
+    "eblora": {"name": "eblora", "subspace": "second moment", "rank": 3, "samples": 8},
+    "share": {"name": "share", "components": 3, "route": True},
+    "replay": {"name": "replay", "share": 0.5, "match": 0.5, "batch_size": 3},
+    "lwf": {"name": "lwf", "weight": 3.0, "batch_size": 3},
+    "dwd": {"name": "dwd", "strength": 1e5, "every": 2, "rows": 4, "probes": 4, "graph": "features"},
+}
+TRAINING = {
+    "max_steps": 5,
+    "per_device_train_batch_size": 3,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 0.02,
+    "logging_steps": 3,
+    "save_strategy": "steps",
+    "save_steps": 2,
+}
+# How many checkpoints are kept: all, or one, so that older ones go while newer ones come.
+LIMITS = {"sequential": 1, "dwd": 1, "share": 1, "ewc-lora, merged": 1}
+Owner = tuple[Any, str]
+
+
+def places(name: str) -> dict[str, list[Owner]]:
+    """Where a run can be, and the functions that it is then in; of nested ones, the innermost counts."""
+    return {
+        "loading": [(running, "prepare")],
+        "training step": [(Trainer, "training_step")],
+        "checkpoint write": [(Trainer, "_save_checkpoint"), (trained, "keep")],
+        "end of a task": [(METHODS[VICTIMS[name]["name"]], "end_task")],
+        "Fisher pass": [(Sweep, "run")],
+        "fold": [(Site, "fold")],
+        "evaluation": [(running, "evaluate")],
+        "state and scores": [(running, "_save")],
+        "record": [(ledger.Ledger, "append"), (provenance, "fingerprint")],
+        "clearing up": [(running, "_tidy"), (running, "sweep")],
+        "results": [(running, "results"), (running, "copy_folder")],
+        "export": [(export, "export")],
+        "report": [(report, "report")],
+    }
+
+
+def furnish(folder: Path) -> None:
+    """A backbone, a tokenizer and rows, in ``folder``."""
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, initializer_range=0.1, **shape)
+    BertModel(config).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    for name, labels in TASKS.items():
+        rows = [{"text": f"{WORDS[2 + i]} {label}", "label": label} for i in range(9) for label in labels]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def configuration(name: str, folder: Path) -> Any:
+    """The run of the victim called ``name``, whose model and rows lie in ``folder``, in the working folder."""
+    tasks = [{"name": task, "path": "json", "data_files": str(folder / f"{task}.jsonl")} for task in TASKS]
+    limit = {"save_total_limit": LIMITS[name]} if name in LIMITS else {}
+    return parse(
+        {
+            "model": {"path": str(folder / "bert")},
+            "lora": {"r": 2, "target_modules": ["query", "value"], "lora_dropout": 0.1},
+            "heads": {"learning_rate": 0.05},
+            "method": VICTIMS[name],
+            "training": TRAINING | limit,
+            "tasks": tasks[: 3 if len(name) % 2 else 2],
+            "output": "run",
+        }
+    )
+
+
+def begin(name: str, folder: Path, home: Path, log: Path) -> tuple[int, int]:
+    """Start the victim in a process of its own, in ``home``: its number, and what to read of where it is."""
+    reading, telling = os.pipe()
+    if (number := os.fork()) == 0:
+        os.close(reading)
+        code = 1
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            os.chdir(home)
+            _live(name, folder, telling)
+            code = 0
+        except BaseException:
+            log.write_text(traceback.format_exc())
+        finally:
+            os._exit(code)
+    os.close(telling)
+    return number, reading
+
+
+def warm(folder: Path) -> None:
+    """Import what a victim does, here, once: a copy of this process then starts with it."""
+    known = folder / "modules.json"
+    if not known.exists():
+        number, reading = begin("share", folder, folder / "first", folder / "log")
+        while os.read(reading, 65536):
+            pass
+        os.close(reading)
+        if os.waitpid(number, 0)[1]:
+            raise RuntimeError((folder / "log").read_text())
+        shutil.rmtree(folder / "first")
+    for module in json.loads(known.read_text()):
+        with suppress(ImportError):
+            importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+
+
+def _live(name: str, folder: Path, telling: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    before = set(sys.modules)
+    for place, owners in places(name).items():
+        for owner, attribute in owners:
+            setattr(owner, attribute, _told(place, getattr(owner, attribute), telling))
+    # What takes most of the time of tiny runs, and writes nothing.
+    scores.bootstrap = partial(scores.bootstrap, replicates=20)
+    accelerate.utils.memory.clear_device_cache = lambda **_: None
+    store.subprocess.run = _in_this_process  # type: ignore[assignment]
+    quiet = Console(quiet=True, width=80)
+    running.run(configuration(name, folder), quiet)
+    export.export(Path("run"), console=quiet)
+    report.report([Path("run")], None, 0, quiet)
+    audit.audit(Path("run"), quiet)
+    if not (folder / "modules.json").exists():
+        names = [m for m in sys.modules if m not in before and "__main__" not in m]
+        (folder / "modules.json").write_text(json.dumps(names))
+
+
+def _told(place: str, true: Callable[..., Any], telling: int) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        os.write(telling, f"+{place}\n".encode())
+        try:
+            return true(*args, **kwargs)
+        finally:
+            os.write(telling, f"-{place}\n".encode())
+
+    return call
+
+
+def _in_this_process(command: list[str], **_: Any) -> subprocess.CompletedProcess:
+    """The check of an export, which would take seconds to start; it writes nothing of a run's."""
+    script = Path(command[-1]).with_suffix(".py")
+    script.write_text(command[2])
+    before, sys.argv = sys.argv, ["-c", *command[3:]]
+    runpy.run_path(str(script))
+    sys.argv = before
+    return subprocess.CompletedProcess(command, 0, "", "")
