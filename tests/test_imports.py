@@ -44,6 +44,7 @@ FLOORS = (
         "gauge",
         "multiplier",
         "protection",
+        "gradients",
         "hooks",
         "grouping",
         "taskgraph",

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from models import texts, tiny_bert
 from processes import can_fork
-from retain import cli, stopping, store
+from retain import checkpoints, cli, stopping, store
 from retain import run as running
 from retain.config import load
 from retain.hf import fit
@@ -167,6 +167,22 @@ def test_signals_mean_what_they_did_before() -> None:
     with stopping.Stop().listening():
         pass
     assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
+
+
+def test_a_checkpoint_goes_when_a_newer_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a kill between both would leave none, or half of one."""
+    seen, true = list[list[str]](), checkpoints.drop_folder
+
+    def drop(path: Path) -> None:
+        seen.append(sorted(done.parent.name for done in tmp_path.glob("*/done")))
+        true(path)
+
+    monkeypatch.setattr(checkpoints, "drop_folder", drop)
+    method = METHODS["sequential"](tiny_bert())
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    fit(method.model, rows_task(), method, arguments(tmp_path, **options))
+    assert seen == [[f"checkpoint-{step}" for step in (n, n + 1, n + 2)] for n in (1, 2)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4"]
 
 
 def test_what_follows_a_training_in_mixed_precision_sees_what_is_saved(tmp_path: Path) -> None:

@@ -60,12 +60,13 @@ def points(sites: Mapping[str, Site], bases: Mapping[str, Basis]) -> Iterator[Po
         groups["B", site.B.shape, site.B.device].append(name)
     for (which, *_), names in groups.items():
         if which == "B":
-            yield Points([originals(sites[n])[0] for n in names])
+            yield Points([originals(sites[n])[0] for n in names], names=[f"B of {n}" for n in names])
             continue
         columns = max(bases[n].F.shape[1] for n in names)
         padded = [nn.functional.pad(bases[n].F, (0, columns - bases[n].F.shape[1])) for n in names]
         factors = [sites[n].layer.lora_A[sites[n].adapter].weight for n in names]
-        yield Points(factors, turned=True, F=torch.stack(padded) if columns else None)
+        F = torch.stack(padded) if columns else None
+        yield Points(factors, turned=True, F=F, names=[f"A of {n}" for n in names])
 
 
 @contextmanager

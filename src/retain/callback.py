@@ -18,6 +18,7 @@ from retain.checkpoints import (
     write_beside,
     write_running,
 )
+from retain.gradients import Gradients, NotFinite
 from retain.hooks import attach, stepping
 from retain.lora import adapter_parameters
 from retain.method import Method
@@ -45,6 +46,7 @@ class ContinualCallback(TrainerCallback):
         began: the ``checkpoints.boundary`` before ``begin_task``, for ``restore_boundary`` to start from in a new
             process; left out where that is kept elsewhere.
         checkpoint: what the training continues from, if that does not lie in the trainer's own ``output_dir``.
+        not_finite: what is done with a step whose gradients are not finite: "stop", or "skip" it; see ``Gradients``.
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class ContinualCallback(TrainerCallback):
         *,
         began: Mapping[str, Tensor] | None = None,
         checkpoint: str | Path | None = None,
+        not_finite: NotFinite = "stop",
     ) -> None:
         self.method, self.share = method, 1 / tokens if method.strength else 1.0
         self.began, self.checkpoint = began or {}, checkpoint
+        self.gradients = Gradients(method.model, not_finite)
         self.handles: list[Any] = []
         self.frozen: list[nn.Parameter] = []
         self.scaler: Any = None
@@ -71,13 +75,16 @@ class ContinualCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, Any], **_: Any) -> None:
         reading = self.method.reading()
+        if self.gradients.left_out:
+            reading |= {"left_out": self.gradients.left_out}
         logs |= reading
         state.log_history[-1] |= reading
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, optimizer: Any, **_: Any) -> None:
         self.detach()
         optimizer, self.scaler = stepping(optimizer)
-        self.handles = attach(optimizer, self.method)
+        self.handles = attach(optimizer, self.method, self.gradients)
+        self.handles += self.gradients.watch(p for group in optimizer.param_groups for p in group["params"])
         owned = adapter_parameters(self.method.model).values() if self.method.sites else ()
         self.frozen = [p for p in owned if not p.requires_grad]
         if state is None:
@@ -86,14 +93,14 @@ class ContinualCallback(TrainerCallback):
             checkpoint = Path(self.checkpoint or checkpoint_folder(args, state))
             restore_beside(checkpoint, self.method)
             if self.trainer is not None:
-                restore_running(checkpoint, self.trainer)
+                self.gradients.left_out = restore_running(checkpoint, self.trainer)
 
         # Of all that Trainer does between a checkpoint's first file and its last, this alone can be seen from here.
         def write(_: Any) -> None:
             if control.should_save and state.is_world_process_zero:
                 write_beside(checkpoint_folder(args, state), self.method, self.began)
                 if self.trainer is not None:
-                    write_running(checkpoint_folder(args, state), self.trainer)
+                    write_running(checkpoint_folder(args, state), self.trainer, self.gradients.left_out)
 
         self.handles.append(optimizer.register_state_dict_pre_hook(write))
 

@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from retain.files import drop_folder
 from retain.lora import adapter_parameters, is_adapted
 from retain.method import Method
 from retain.store import DONE, StoreError, close, is_closed, read_json, read_tensors, verify_all, write_tensors
 
 # What parametrised factors are made of, what the method has measured on the way, and where the task began.
 ORIGINALS, PROGRESS, BOUNDARY = "originals.safetensors", "progress.safetensors", "boundary.safetensors"
-RUNNING = "running.safetensors"  # the loss that Trainer has added up since it last logged
+RUNNING = "running.safetensors"  # the loss that Trainer has added up since it last logged, and steps left out
 MODEL, STATE = "model/", "state/"
 PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
@@ -81,19 +83,22 @@ def restore_beside(checkpoint: Path, method: Method) -> None:
     restore_progress(method, checkpoint)
 
 
-def write_running(checkpoint: Path, trainer: Any) -> None:
+def write_running(checkpoint: Path, trainer: Any, left_out: int) -> None:
     """Write what ``trainer`` is about to log, which it forgets with its process; nothing if there are several."""
     if trainer.args.world_size == 1 and "_tr_loss" in vars(trainer):  # else of a transformers that keeps it elsewhere
         since = trainer.state.global_step - trainer._globalstep_last_logged
-        write_tensors(checkpoint / RUNNING, {"loss": trainer._tr_loss, "steps": torch.tensor(since)})
+        counts = {"steps": torch.tensor(since), "left_out": torch.tensor(left_out)}
+        write_tensors(checkpoint / RUNNING, {"loss": trainer._tr_loss} | counts)
 
 
-def restore_running(checkpoint: Path, trainer: Any) -> None:
-    """Let ``trainer`` log what it would have, had it not been stopped at ``checkpoint``."""
-    if (path := checkpoint / RUNNING).exists():
-        kept = read_tensors(path)
-        trainer._tr_loss = kept["loss"].to(trainer.args.device)
-        trainer._globalstep_last_logged -= int(kept["steps"])
+def restore_running(checkpoint: Path, trainer: Any) -> int:
+    """Let ``trainer`` log what it would have, had it not been stopped at ``checkpoint``; the steps left out before."""
+    if not (path := checkpoint / RUNNING).exists():
+        return 0
+    kept = read_tensors(path)
+    trainer._tr_loss = kept["loss"].to(trainer.args.device)
+    trainer._globalstep_last_logged -= int(kept["steps"])
+    return int(kept["left_out"])
 
 
 def originals(method: Method) -> dict[str, nn.Parameter]:
@@ -166,15 +171,28 @@ def checkpoint_folder(arguments: Any, state: Any) -> Path:
     return Path(arguments.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
+class Latest(TrainerCallback):
+    """Keeps the latest ``limit`` checkpoints: older ones go when a newer one is whole, where Trainer does not wait."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        every = sorted(_checkpoints(Path(args.output_dir)), key=_step)
+        for path in every[: -self.limit] if state.is_world_process_zero else ():
+            if str(path) != state.best_model_checkpoint:
+                drop_folder(path)
+
+
 def last_checkpoint(folder: str | Path) -> str | None:
     """The latest checkpoint in ``folder`` that was written to its end and can be continued, if there is one.
 
     Raises:
         StoreError: it is not as it was written; see ``check``.
     """
-    every = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    found = [path for path in every if _step(path) is not None and is_closed(path)]
-    for latest in sorted(found, key=lambda path: _step(path) or 0, reverse=True):
+    for latest in sorted(_checkpoints(Path(folder)), key=_step, reverse=True):
+        if not is_closed(latest):
+            continue
         try:
             check(latest)
         except StoreError as error:
@@ -184,9 +202,12 @@ def last_checkpoint(folder: str | Path) -> str | None:
     return None
 
 
-def _step(path: Path) -> int | None:
-    number = path.name.rpartition("-")[2]
-    return int(number) if number.isdecimal() else None
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdecimal()]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _goes_on(checkpoint: Path) -> bool:

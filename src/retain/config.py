@@ -51,6 +51,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     tasks: Annotated[list[TaskConfig], Field(min_length=1)]
     guard: GuardConfig | None = None
+    not_finite: Literal["stop", "skip"] | None = None
     scenario: Literal["task", "class", "domain"] = "task"
     state: Text | None = None
     output: Text = "runs/run"

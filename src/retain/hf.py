@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers.utils import logging
 
 from retain.batches import check_packing, packed, tokens_of
 from retain.callback import ContinualCallback
-from retain.checkpoints import last_checkpoint
+from retain.checkpoints import Latest, last_checkpoint
+from retain.gradients import NotFinite
 from retain.heads import final_classifier, install_heads
 from retain.lora import add_lora
 from retain.method import Method
@@ -76,6 +78,7 @@ def fit(
     *,
     head_learning_rate: float | None = None,
     packing: bool = False,
+    not_finite: NotFinite = "stop",
     callbacks: Sequence[TrainerCallback] = (),
 ) -> int:
     """Train ``model`` on ``task`` through Trainer with ``method`` beside the optimizer, between its begin and end.
@@ -90,7 +93,7 @@ def fit(
         The optimizer steps that were taken here.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or a gradient is not finite, unless ``not_finite`` leaves such steps out.
         ValueError: the task has a ``forward`` of its own, or the model lets packed rows see each other.
     """
     if task.forward is not forward:
@@ -103,6 +106,9 @@ def fit(
         groups[-1]["lr"] = head_learning_rate
     for group in groups:
         group.setdefault("weight_decay", arguments.weight_decay)
+    if limit := arguments.save_total_limit:
+        arguments, callbacks = copy(arguments), [Latest(limit), *callbacks]
+        arguments.save_total_limit = None
     if _all_have_rows(len(task.train), arguments):
         arguments.accelerator_config.even_batches = False
     trainer = Trainer(
@@ -110,9 +116,9 @@ def fit(
         arguments,
         train_dataset=task.train,
         data_collator=packed if packing else task.collate,
-        compute_loss_func=_loss_of(model, task),
+        compute_loss_func=_loss_of(model, task, not_finite),
         optimizer_cls_and_kwargs=(cls, {"params": groups, **options}),  # under FSDP it takes no optimizer
-        callbacks=[beside := ContinualCallback(method, tokens_of(task)), *callbacks],
+        callbacks=[beside := ContinualCallback(method, tokens_of(task), not_finite=not_finite), *callbacks],
     )
     beside.lead(trainer)
     trainer.remove_callback(PrinterCallback)
@@ -129,11 +135,11 @@ def _all_have_rows(rows: int, arguments: TrainingArguments) -> bool:
     return last > arguments.train_batch_size * (arguments.world_size - 1)
 
 
-def _loss_of(model: nn.Module, task: Task) -> Callable[..., Tensor]:
+def _loss_of(model: nn.Module, task: Task, not_finite: NotFinite) -> Callable[..., Tensor]:
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits, targets = aligned(model, outputs.logits, labels)
         total = task.loss.nll(logits, targets).sum()
-        if not torch.isfinite(total):
+        if not_finite == "stop" and not torch.isfinite(total):
             raise FloatingPointError(
                 f"the loss on task {task.name!r} is {total.item()}: lower training.learning_rate, or "
                 "train in a wider dtype"

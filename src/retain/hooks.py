@@ -8,6 +8,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch.distributed.tensor import DTensor
 
+from retain.gradients import Gradients
 from retain.method import Method
 
 IN_BACKWARD = "it steps inside backward, before gradients are whole and clipped"
@@ -27,11 +28,14 @@ UNHOOKABLE = {
 }
 
 
-def attach(optimizer: torch.optim.Optimizer, method: Method) -> list[Any]:
+def attach(optimizer: torch.optim.Optimizer, method: Method, gradients: Gradients | None = None) -> list[Any]:
     """Call ``method``'s before_step and after_step around every ``optimizer.step``; returns handles with ``remove()``.
+
+    Before a step ``gradients`` looks at its gradients; left out, one that is not finite stops the training.
 
     Raises:
         ValueError: an optimizer whose step cannot be hooked, by name, with what to use instead.
+        FloatingPointError: from ``optimizer.step``; see ``Gradients``.
     """
     refuse(type(optimizer))
     if any(isinstance(p, DTensor) for p in method.model.parameters()):
@@ -41,10 +45,18 @@ def attach(optimizer: torch.optim.Optimizer, method: Method) -> list[Any]:
         )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(f"attach needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    return [
-        optimizer.register_step_pre_hook(lambda *_: method.before_step()),
-        optimizer.register_step_post_hook(lambda *_: method.after_step()),
-    ]
+    looking, sound = gradients or Gradients(method.model), True
+
+    def before(*_: Any) -> None:
+        nonlocal sound
+        if sound := looking.sound(optimizer):
+            method.before_step()
+
+    def after(*_: Any) -> None:
+        if sound:
+            method.after_step()
+
+    return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
 
 def refuse(kind: type) -> None:

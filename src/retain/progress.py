@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-KEPT = ("step", "loss", "strength")  # of what Trainer logs, beside the rises
+KEPT = ("step", "loss", "strength", "left_out")  # of what Trainer logs, beside the rises
 
 
 class WorkBar:

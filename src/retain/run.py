@@ -24,6 +24,7 @@ from retain.answers import answers
 from retain.artefact import Manifest, keep_origin, origin
 from retain.calibration import calibrate, doubts, note
 from retain.card import card
+from retain.checkpoints import last_checkpoint
 from retain.config import RunConfig
 from retain.continuing import begin_with, manifest_of, restore, write_state
 from retain.evaluate import Score, evaluate, evaluate_unsaid
@@ -163,13 +164,29 @@ def _train(
     bar.show(f"{stage.name}: training")
     with _heard(warned):
         shop.method.begin_task(task)
-    if (before := trained.take_back(shop, stage)) is not None:
+    if (found := trained.take_back(shop, stage)) is None:
+        found = _fit(shop, task, stage, bar, stop)
+    else:
         bar.advance(stage.work)
-        return before
-    rate, steps = shop.config.heads.learning_rate, StepBar(bar, stage.name, stage.work)
-    how: dict[str, Any] = {"packing": shop.config.language.packing, "callbacks": [steps, stop]}
+    if count := max((entry.get("left_out", 0) for entry in found[1]), default=0):
+        warned.append(f"steps that were left out because their gradients were not finite: {count}")
+    return found
+
+
+def _fit(shop: Workshop, task: Task, stage: Stage, bar: WorkBar, stop: Stop) -> tuple[int, list[Any]]:
+    steps = StepBar(bar, stage.name, stage.work)
+    how: dict[str, Any] = {
+        "head_learning_rate": shop.config.heads.learning_rate,
+        "packing": shop.config.language.packing,
+        "not_finite": shop.config.not_finite or "stop",
+        "callbacks": [steps, stop],
+    }
     with stop.stepping(stage.name):
-        taken = fit(shop.model, task, shop.method, stage.arguments, head_learning_rate=rate, **how)
+        try:
+            taken = fit(shop.model, task, shop.method, stage.arguments, **how)
+        except FloatingPointError as error:
+            last = last_checkpoint(stage.folder / "trainer") or f"the end of what came before {stage.name!r}"
+            raise FloatingPointError(f"{error}. What is saved is good: {last}") from error
         if ranks.first() and not stop.cut:
             trained.keep(shop, stage, taken, steps.history)
     return taken, steps.history

@@ -76,10 +76,18 @@ class Points:
             the first dimension is flattened.
         turned: see above.
         F: (n, m, p) of orthonormal columns that the points stay orthogonal to, padded with columns of zeros.
+        names: of the parameters, for errors.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], *, turned: bool = False, F: Tensor | None = None) -> None:
-        self.parameters, self.turned, self.F = parameters, turned, F
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        *,
+        turned: bool = False,
+        F: Tensor | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
+        self.parameters, self.turned, self.F, self.names = parameters, turned, F, names
         self.start = self._read(parameters)
 
     def project_gradients(self, metric: Metric) -> None:
@@ -90,10 +98,20 @@ class Points:
         self._write([p.grad for p in self.parameters], projected)
 
     def retract(self, scale: float, metric: Metric) -> None:
-        """Take ``scale`` times the tangent part of the step that was made, and come back to the manifold."""
+        """Take ``scale`` times the tangent part of the step that was made, and come back to the manifold.
+
+        Raises:
+            FloatingPointError, ValueError: as of ``retract``, naming the parameter.
+        """
         step = tangent(self.start, scale * (self._read(self.parameters) - self.start), self.F, metric=metric)
         moved = self.start + step
-        there = retract(moved if self.F is None else _outside(moved, self.F))
+        moved = moved if self.F is None else _outside(moved, self.F)
+        try:
+            there = retract(moved)
+        except (FloatingPointError, ValueError):
+            for name, alone in zip(self.names, moved, strict=False):
+                _named(name, alone)
+            raise
         self._write([p if p.requires_grad else None for p in self.parameters], there)
 
     def _read(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -104,6 +122,14 @@ class Points:
         for target, value in zip(targets, values.mT if self.turned else values, strict=True):
             if target is not None:
                 target.copy_(value.reshape(target.shape))
+
+
+def _named(name: str, Y: Tensor) -> None:
+    """What keeps ``Y`` (m, r) from the manifold, if anything does, with its name in front."""
+    try:
+        retract(Y)
+    except (FloatingPointError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
 
 
 def _outside(Z: Tensor, F: Tensor) -> Tensor:

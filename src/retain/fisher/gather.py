@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
@@ -13,6 +14,9 @@ from retain import ranks
 from retain.fisher.capture import capture, only_these_require_grad
 from retain.fisher.contract import add_squares, along, energies
 from retain.task import precise
+
+TINY = 16 * torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps  # below, it has a digit left
+LOST = 0.01  # share of the sum of squares there that is worth a warning
 
 Factors = tuple[Tensor, Tensor]
 Worth = Callable[[str, Tensor, Tensor], Tensor]
@@ -43,6 +47,8 @@ class Sites(Generic[S]):
         self.sums: dict[str, S] = {}
         self.shapes: dict[str, tuple[int, int, torch.dtype]] = {}
         self.values = torch.zeros(0)
+        self.half = False
+        self.lost: dict[str, Tensor] = {}  # sums of squares: of gradients next to zero, and of all
 
     @contextmanager
     def over(self, model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
@@ -54,13 +60,25 @@ class Sites(Generic[S]):
         self.values = torch.zeros(n)
 
     def backward(self, outputs: Tensor, scores: list[Tensor]) -> Tensor:
+        self.half = outputs.dtype is torch.float16
         for i, score in enumerate(scores):
             outputs.backward(score, retain_graph=i + 1 < len(scores))
             self.tape.finish()
         return self.values
 
     def collected(self, device: torch.device) -> dict[str, S]:
-        """The sums by name, over all processes; on ``device`` those of maps that only other processes met."""
+        """The sums by name, over all processes; on ``device`` those of maps that only other processes met.
+
+        A warning tells where float16 was too narrow for the gradients.
+        """
+        narrow = [name for name, (small, every) in self.lost.items() if small > LOST * every]
+        if narrow:
+            more = f" and at {len(narrow) - 1} others" if len(narrow) > 1 else ""
+            warnings.warn(
+                f"at {narrow[0]}{more} gradients are smaller than float16 can tell apart: their importance is not "
+                "measured. Load the model in bfloat16 or float32",
+                stacklevel=2,
+            )
         for name, (out, in_, dtype) in ranks.union(self.shapes).items():
             if name not in self.sums:
                 self.sums[name] = self.new(name, out, in_, device, dtype)
@@ -74,6 +92,10 @@ class Sites(Generic[S]):
             self.shapes[name] = shape
             self.sums[name] = self.new(name, *shape[:2], x.device, shape[2])
         self.sums[name].add(x, d)
+        if self.half:
+            square = d.float().square()
+            found = torch.stack([square[d.abs() < TINY].sum(), square.sum()])
+            self.lost[name] = found + self.lost.get(name, 0)
         self.values = self.values.to(x.device) + self.worth(name, x, d)
 
 

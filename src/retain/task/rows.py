@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -93,6 +93,12 @@ class Task:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise ValueError(f"a task's name must not be empty and have no '/' (it names folders): {self.name!r}")
+        if isinstance(self.train, Sized) and not isinstance(self.train, DataLoader) and not len(self.train):
+            raise ValueError(self._empty)
+
+    @property
+    def _empty(self) -> str:
+        return f"task {self.name!r} has no training rows"
 
     def batches(self, batch_size: int, samples: int | None = None, seed: int = 0) -> Iterator[tuple[Tensor, Batch]]:
         """The training rows in their own order, or a seeded subset of ``samples`` without replacement.
@@ -106,7 +112,7 @@ class Task:
         """The numbers of all training rows (N,), shuffled by ``seed``."""
         count = sum(map(_rows_in, self.train)) if _in_batches(self) else len(rows_of(self.train, self.collate)[0])
         if count == 0:
-            raise ValueError("a task has no training rows")
+            raise ValueError(self._empty)
         return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
     def measured(self, numbers: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
