@@ -16,6 +16,7 @@ from retain.commands.sweep.branch import branch, shared
 from retain.config import RunConfig
 from retain.files import copy_folder
 from retain.run import run
+from retain.sections import GuardConfig
 from retain.store import StoreError
 from runs import left_by, quiet, settings
 
@@ -87,8 +88,11 @@ def test_nothing_but_the_keyword_may_differ(trunk: Path, bert: str, tmp_path: Pa
     energetic = at(bert, tmp_path, "b", 1.0).model_copy(update={"method": {"name": "eblora", "energy": 0.9}})
     with pytest.raises(ValueError, match="energy of eblora counts from the first task on: nothing can be shared"):
         branch(trunk, energetic, "energy")
-    assert shared("ewc-lora", "strength", False) and not shared("ewc-lora", "strength", True)  # a guard is held at once
-    assert shared("olora", "orthogonality", True)  # which holds no guard
+    held: list[dict[str, Any]] = [{"state": "runs/other"}, {"guard": GuardConfig(path="json", data_files="x.jsonl")}]
+    springs, olora = at(bert, tmp_path, "b", 1.0), energetic.model_copy(update={"method": {"name": "olora"}})
+    assert shared(springs, "strength") and not shared(springs, "decay")
+    assert not any(shared(springs.model_copy(update=update), "strength") for update in held)
+    assert [shared(olora.model_copy(update=update), "orthogonality") for update in held] == [0, 1]  # it holds no guard
     run(at(bert, tmp_path, "b", 1.0), quiet(), tasks=1)
     with pytest.raises(StoreError, match="holds a run of another configuration: method.strength"):
         branch(trunk, at(bert, tmp_path, "b", 2.0), "strength")

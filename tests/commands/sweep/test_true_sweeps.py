@@ -22,6 +22,7 @@ from retain.commands.sweep import sweep
 from retain.commands.sweep.pick import Rule
 from retain.run import run
 from runs import document, left_by, quiet, yaml_file
+from streams import WORDS, jsonl
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
 
@@ -113,3 +114,26 @@ def test_two_processes_share_a_folder_and_one_of_them_is_killed(bert: str, tmp_p
     found = json.loads((folder / "sweep.json").read_text())
     assert [point["complete"] for point in found["curves"]["ewc-lora"]["points"]] == [True] * 2
     assert found["steps"] == {"taken": 2 + 2 * 2, "apart": 2 * 4}, said
+
+
+@pytest.mark.slow
+def test_a_language_model_s_curve_is_in_nats_a_token(llama: str, tmp_path: Path) -> None:
+    tasks = []
+    for shift, name in enumerate(["greek", "letters"], 1):
+        pairs = [{"prompt": WORDS[i % 8], "completion": WORDS[(i + shift) % 8]} for i in range(20)]
+        tasks.append({"name": name, "path": "json", "data_files": jsonl(tmp_path / f"{name}.jsonl", pairs)})
+    training = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.02}
+    fixed: dict[str, Any] = {"lora": {"r": 4}, "training": training, "method": SPRINGS, "output": str(tmp_path / "x")}
+    config = configuration.parse(fixed | {"model": {"path": llama, "kind": "causal-lm"}, "tasks": tasks})
+    out = quiet()
+    assert sweep(config, [], points=2, seeds=1, jobs=1, start=here, rule=Rule(budget=99.0), console=out)
+    content = json.loads((tmp_path / "x-sweep" / "sweep.json").read_text())
+    points = content["curves"]["ewc-lora"]["points"]
+    results = json.loads((tmp_path / "x-sweep" / points[0]["runs"]["0"] / "results.json").read_text())
+    scores = results["nats_per_token"]["scores"]
+    assert points[0]["learned"]["mean"] == scores["gained"] > 0 and points[0]["final"]["mean"] == scores["final"]
+    assert points[0]["forgetting"]["mean"] == scores["forgetting"]
+    assert content["unit"] == "nats a token" and content["reference"]["forgetting"] == pytest.approx(
+        max(point["learned"]["mean"] for point in points)
+    )
+    assert "nats gained a token" in out.file.getvalue()  # type: ignore[attr-defined]

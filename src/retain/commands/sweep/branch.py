@@ -17,9 +17,14 @@ from retain.workshop import check_folder
 SHARED = 1  # tasks
 
 
-def shared(method: str, keyword: str, guarded: bool) -> int:
-    """The tasks that runs of ``method`` have in common, whatever ``keyword`` is; none if the first is held already."""
-    return SHARED if keyword in METHODS[method].late and not (guarded and METHODS[method].guards) else 0
+def shared(config: RunConfig, keyword: str) -> int:
+    """The tasks that runs of ``config`` have in common, whatever ``keyword`` is of its method.
+
+    None where something is held before the first: a guard, or what another run has learned.
+    """
+    method = METHODS[config.method["name"]]
+    held = config.state is not None or (config.guard is not None and method.guards)
+    return SHARED if keyword in method.late and not held else 0
 
 
 def branch(trunk: Path, config: RunConfig, keyword: str) -> None:
@@ -37,7 +42,7 @@ def branch(trunk: Path, config: RunConfig, keyword: str) -> None:
         StoreError: they differ in more, or the trunk has not come far enough or is damaged, or the folder is in use.
         ValueError: ``keyword`` has its part from the beginning.
     """
-    if not (tasks := shared(config.method["name"], keyword, config.guard is not None)):
+    if not (tasks := shared(config, keyword)):
         raise ValueError(f"{keyword} of {config.method['name']} counts from the first task on: nothing can be shared")
     _check(trunk, config, keyword)
     stages = [trunk / "base", *sorted(trunk.glob("tasks/*"))[:tasks]]

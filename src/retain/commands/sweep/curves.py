@@ -13,7 +13,7 @@ from retain import config as configuration
 from retain import store, yamls
 from retain.commands.many.cells import Cell
 from retain.commands.many.entries import ASSIGNMENT, Entry, entries
-from retain.commands.sweep.branch import shared
+from retain.commands.sweep.branch import SHARED, shared
 from retain.commands.sweep.points import Scale, scale
 from retain.config import RunConfig
 from retain.files import ours
@@ -66,14 +66,13 @@ class Sweep:
 
     def trunks(self, curve: Curve) -> dict[int, Cell]:
         """What all points of ``curve`` begin with, by seed; empty if they have nothing in common."""
-        guarded = "guard" in self.document
-        if not curve.keyword or not (tasks := shared(curve.entry.method["name"], curve.keyword, guarded)):
-            return {}
-        known = METHODS[curve.entry.method["name"]].knob or ("", ())
-        middle = {curve.keyword: known[1][len(known[1]) // 2]}
+        known = METHODS[curve.entry.method["name"]].knob or ("", (0,))
+        middle = {str(curve.keyword): known[1][len(known[1]) // 2]} if curve.keyword == known[0] else {}
         folder = self.output / TRUNKS / replace(curve.entry, label=curve.trunk).folder
         name = f"{curve.trunk}, what all points share"
-        return self._cells(curve.entry, middle, f"{curve.trunk}, shared", name, folder, tasks)
+        cells = self._cells(curve.entry, middle, f"{curve.trunk}, shared", name, folder, SHARED)
+        common = all(shared(cell.config, str(curve.keyword)) == SHARED for cell in cells.values())
+        return cells if common else {}
 
     def found(self, curve: Curve) -> list[Value]:
         """The values of which there are finished runs, ascending."""
