@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -68,6 +70,27 @@ def test_a_page_is_one_file_that_needs_no_network(finished: Path, tmp_path: Path
     assert "<script" not in html and "@import" not in html and "url(http" not in html
     assert html.count("<svg") == 5  # accuracy, foreseen and measured, growth, drift, spectrum
     assert "prefers-color-scheme: dark" in html and "@media print" in html and 'lang="en"' in html
+
+
+def test_the_curve_of_a_sweep_is_shown_beside_it_and_in_it(finished: Path, tmp_path: Path) -> None:
+    def html(folder: Path) -> str:
+        report([folder], tmp_path / "page.html", examples=0)
+        return (tmp_path / "page.html").read_text(encoding="utf-8")
+
+    def point(value: float, learned: float, run: str) -> dict[str, Any]:
+        known = {name: {"mean": mean, "std": None} for name, mean in (("learned", learned), ("forgetting", 0.1))}
+        return known | {"value": value, "front": learned > 0.5, "complete": True, "runs": {"0": run}}
+
+    points = [point(10.0, 0.9, "ewc-lora/strength=10/seed-0"), point(77.0, 0.4, "ewc-lora/strength=77/seed-0")]
+    curves = {"ewc-lora": {"keyword": "strength", "knee": 10.0, "points": points}}
+    content = {"curves": curves, "unit": "share of rows", "learned": "learning accuracy"}
+    assert "Stability against plasticity" not in html(finished)
+    store.write_json(tmp_path / "bot-sweep" / "sweep.json", content)
+    for place in ("bot", "bot-sweep/ewc-lora/strength=10/seed-0"):
+        shutil.copytree(finished, tmp_path / place)
+        shown = html(tmp_path / place)
+        assert "Stability against plasticity" in shown and ">77<" in shown and "forgetting, share of rows" in shown
+        assert (">10 this run<" in shown) == ("seed-0" in place)
 
 
 def test_forgotten_rows_are_shown_with_text_and_label(finished: Path, bert: str, tmp_path: Path) -> None:

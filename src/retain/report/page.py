@@ -12,6 +12,7 @@ import numpy as np
 
 from retain import files, scores, yamls
 from retain.report import figures
+from retain.report.curve import curve
 from retain.report.forgotten import flips
 from retain.report.matrices import matrices
 from retain.report.read import Run, read_run
@@ -57,6 +58,7 @@ def _section(run: Run, others: Sequence[Run], examples: int) -> dict[str, Any]:
         "growth": figures.growth(run),
         "drift": figures.drift(run, adapters),
         "spectrum": figures.spectrum(adapters),
+        "curve": curve(run.folder),
     }
     return {
         "run": run,
