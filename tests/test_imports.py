@@ -42,6 +42,7 @@ FLOORS = (
         "vllm",
         "method",
         "gauge",
+        "merging",
         "multiplier",
         "protection",
         "gradients",

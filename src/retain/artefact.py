@@ -68,6 +68,14 @@ class Learned(_Part):
     fingerprint: str | None = None
 
 
+class Part(_Part):
+    """One of the states that a merged one is of: its weight, rows by task, and the hashes of its files."""
+
+    weight: float
+    rows: dict[str, int | None]
+    files: dict[str, str]
+
+
 class Identity(_Part):
     """Whom a state belongs to; ``keywords`` of the method are complete, ``free`` are those that may change."""
 
@@ -80,13 +88,14 @@ class Identity(_Part):
 
 
 class Manifest(Identity):
-    """What ``manifest.json`` holds."""
+    """What ``manifest.json`` holds; of a merged state also the ``Part``s, and whether they add up exactly."""
 
     format: int
     tasks: list[Learned]
     made: dict[str, str] = {}
     files: dict[str, str] = Field(default={})
-    merged: dict[str, Any] | None = None
+    merged: list[Part] | None = None
+    exact: bool = True
 
     @property
     def blocks(self) -> list[Learned]:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from retain.cli import hand_on, judge, look, train
+from retain.cli import hand_on, judge, look, state, train
 
 app = typer.Typer(
     help="Fine-tune one LoRA adapter on task after task without losing the earlier ones.",
@@ -29,6 +29,7 @@ for panel, commands in PANELS.items():
         listing = judge.Listing if command in (judge.compare, judge.sweep) else None
         app.command(rich_help_panel=panel, cls=listing)(command)
 app.add_typer(hand_on.share, name="share", rich_help_panel="Hand on")
+app.add_typer(state.state, name="state", rich_help_panel="Hand on")
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN|ADAPTER|FILE",
-            help="A run, a stock adapter, a collection, or a .safetensors file.",
+            metavar="RUN|ADAPTER|STATE|FILE",
+            help="A run, a stock adapter, a collection, a state, or a .safetensors file.",
             show_default=False,
         ),
     ],

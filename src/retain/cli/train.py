@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -74,6 +75,9 @@ def run(
     stop_after: Annotated[
         int | None, typer.Option(help="Tasks, this time; run again without it, it continues.", min=1)
     ] = None,
+    from_state: Annotated[
+        Path | None, typer.Option(help="A state that another run has left: as [cyan]state:[/] in the file.")
+    ] = None,
 ) -> None:
     """Train on the tasks of a YAML file, one after the other; run again after a crash: it continues.
 
@@ -87,7 +91,8 @@ def run(
     from retain.run import run as command
 
     console = Console()
-    settings = load(config, overrides or ())
+    begins = [] if from_state is None else [f"state={json.dumps(str(from_state))}"]
+    settings = load(config, [*(overrides or ()), *begins])
     output = Path(settings.output)
     with stoppable() as stop:
         results = command(settings, console, stop_after, stop)

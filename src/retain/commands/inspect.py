@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from retain import collection, store
+from retain import artefact, collection, store
+from retain.commands.state import inspect as inspect_state
 from retain.commands.table import print_scores
 from retain.intake import read_yaml
 from retain.linalg import effective_rank, squared_norm, thin_svd
@@ -18,7 +19,7 @@ LAYERS = 12  # of an adapter that are shown one by one
 
 
 def inspect(path: Path, console: Console) -> None:
-    """Print what is in ``path``: a run, a stock adapter, a collection, or a file of tensors.
+    """Print what is in ``path``: a run, a stock adapter, a collection, a state, or a file of tensors.
 
     Raises:
         StoreError: nothing of these, or a damaged one.
@@ -29,11 +30,15 @@ def inspect(path: Path, console: Console) -> None:
         _adapter(path, console)
     elif (path / collection.MANIFEST).exists():
         _collection(path, console)
+    elif (path / artefact.MANIFEST).exists():
+        inspect_state(path, console)
     elif path.suffix == ".safetensors":
         _tensors(path, console)
     else:
         missing = "" if path.exists() else ", which does not exist"
-        raise store.StoreError(f"{path}{missing}: expected a run, a PEFT adapter, a collection, or a .safetensors file")
+        raise store.StoreError(
+            f"{path}{missing}: expected a run, a PEFT adapter, a collection, a state, or a .safetensors file"
+        )
 
 
 def _run(folder: Path, console: Console) -> None:
