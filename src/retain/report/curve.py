@@ -52,11 +52,12 @@ def draw(ax: Axes, content: Found, own: Path | None = None) -> None:
         ax.plot(x, y, color=look["color"], linestyle=look["linestyle"], linewidth=1)
         ax.scatter(x, y, s=36, marker=look["marker"], color=look["color"], facecolors=faces, label=label, zorder=3)
         for point, place in zip(points, zip(x, y, strict=True), strict=True):
-            said = "" if point["value"] is None else f"{point['value']:g}"
             if own is not None and own.as_posix() in point["runs"].values():
-                said = f"{said} this run".strip()
-            ax.annotate(said, place, (4, 4), textcoords="offset points", fontsize=7)
-            if point["value"] is not None and point["value"] == found["knee"]:
+                ax.annotate("this run", place, (8, -11), textcoords="offset points", fontsize=8, weight="bold")
+            if point["value"] is None:
+                continue
+            ax.annotate(f"{point['value']:g}", place, (4, 4), textcoords="offset points", fontsize=7)
+            if point["value"] == found["knee"]:
                 ax.scatter(*place, s=160, facecolors="none", edgecolors=look["color"], zorder=2)
     ax.set_title("hollow: another point is better in both; ring: knee", loc="left", fontsize=8)
     ax.set_xlabel(f"forgetting, {content['unit']}")

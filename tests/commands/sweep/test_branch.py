@@ -26,7 +26,9 @@ SPRINGS: dict[str, Any] = {"name": "ewc-lora", "fisher": {"samples": 8}}
 
 
 def at(bert: str, folder: Path, name: str, strength: Any, **sections: Any) -> RunConfig:
-    return settings(bert, folder, method=SPRINGS | {"strength": strength}, output=str(folder / name), **sections)
+    return settings(
+        bert, folder, "mood sport", method=SPRINGS | {"strength": strength}, output=str(folder / name), **sections
+    )
 
 
 def left(config: RunConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from PIL import Image
 from compared import starter, stream
 from retain.commands.many import cells
 from retain.commands.many.cells import Cell
-from retain.commands.sweep import fill, sweep
+from retain.commands.sweep import command, figures, fill, sweep
 from retain.commands.sweep.pick import Rule, pick
 from retain.files import StoreError
 from runs import quiet
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("fast_runs")
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "PAUSE", 0.001)
+    monkeypatch.setattr(command, "draw", lambda content, folder: None)
 
 
 def strength(cell: Cell) -> float:
@@ -49,7 +50,10 @@ def written(folder: Path) -> dict[str, Any]:
 SHARED = "ewc-lora, what all points share, seed 0"
 
 
-def test_the_first_task_is_trained_once_and_every_value_branches_off(tmp_path: Path) -> None:
+def test_the_first_task_is_trained_once_and_every_value_branches_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "draw", figures.draw)
     start, started = starter(learned, later=kept)
     out, config = quiet(), stream(tmp_path / "x", seed=0)
     asked = ["ewc-lora", "ewc-lora:strength=auto", "eblora", "sequential"]
@@ -166,6 +170,13 @@ def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
 def test_what_cannot_be_swept(asked: list[str], knob: str | None, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         sweep(stream(tmp_path / "x"), asked, knob=knob, console=quiet())
+    assert not (tmp_path / "x-sweep").exists()
+
+
+def test_a_search_without_optuna_is_refused_at_the_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"--search needs optuna: pip install 'retain\[sweep\]'"):
+        sweep(stream(tmp_path / "x"), [], search=5, console=quiet())
     assert not (tmp_path / "x-sweep").exists()
 
 

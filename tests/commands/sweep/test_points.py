@@ -25,6 +25,8 @@ def test_whole_numbers_stay_whole_and_fall_together() -> None:
     found = scale(METHODS["share"], "components", None).grid(5)
     assert found == (8, 16, 32, 64, 128) and all(isinstance(value, int) for value in found)
     assert Scale(1, 3, whole=True).grid(9) == (1, 2, 3)
+    assert scale(METHODS["ewc-lora"], "rank", (4, 16)).grid(3) == (4, 8, 16)
+    assert all(isinstance(value, int) for value in scale(METHODS["ewc-lora"], "rank", (4.0, 16.0)).grid(3))
 
 
 @pytest.mark.parametrize(

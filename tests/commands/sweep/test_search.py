@@ -42,6 +42,7 @@ def options(folder: Path, **more: Any) -> dict[str, Any]:
     return {"seeds": 2, "jobs": 1, "output": folder, "console": quiet()} | more
 
 
+@pytest.mark.slow
 def test_a_search_begins_with_the_middle_and_the_ends_and_learns_from_what_it_finds(tmp_path: Path) -> None:
     config = stream(tmp_path / "x")
     start, started = starter(learned, later=kept)
@@ -63,9 +64,9 @@ def test_a_search_begins_with_the_middle_and_the_ends_and_learns_from_what_it_fi
 def test_a_search_counts_what_is_there_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     config = stream(tmp_path / "x")
     start, started = starter(learned, later=kept)
-    assert sweep(config, [], points=5, **options(tmp_path / "out", start=start))
+    assert sweep(config, [], points=2, **options(tmp_path / "out", start=start))
     started.clear()
-    assert sweep(config, [], search=5, **options(tmp_path / "out", start=start)) and not started
+    assert sweep(config, [], search=2, **options(tmp_path / "out", start=start)) and not started
 
     def interrupted(cell: Cell) -> Ended:
         if len(started) == 3:
@@ -73,15 +74,16 @@ def test_a_search_counts_what_is_there_and_goes_on_where_it_was_stopped(tmp_path
         return start(cell)
 
     with pytest.raises(KeyboardInterrupt):
-        sweep(config, [], search=8, **options(tmp_path / "out", start=interrupted))
+        sweep(config, [], search=5, **options(tmp_path / "out", start=interrupted))
     first, stopped = started[0].config.method["strength"], started[2].config.method["strength"]
-    assert len(started) == 3 and first != stopped
-    assert sweep(config, [], search=8, **options(tmp_path / "out", start=start))
+    assert len(started) == 3 and first == 10 and first != stopped
+    assert sweep(config, [], search=5, **options(tmp_path / "out", start=start))
     assert [cell.config.seed for cell in started if cell.config.method["strength"] == stopped] == [0, 1]
     points = json.loads((tmp_path / "out" / "sweep.json").read_text())["curves"]["ewc-lora"]["points"]
-    assert len(points) == 8 and all(point["complete"] for point in points)
+    assert len(points) == 5 and all(point["complete"] for point in points)
 
 
+@pytest.mark.slow
 def test_a_value_that_fails_stays_open_for_the_next_time(tmp_path: Path) -> None:
     config, failing = stream(tmp_path / "x"), "ewc-lora, strength 10, seed 1"
     start, started = starter(learned, {failing: 1}, later=kept)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,5 @@ def _without(config: RunConfig, keyword: str) -> str:
 
 def _record(trunk: Path, output: Path, value: Any, keyword: str) -> None:
     """The branch's ledger: the trunk's, and what the branch is."""
-    path = output / LEDGER
-    path.unlink(missing_ok=True)
-    shutil.copyfile(trunk / LEDGER, path)
-    Ledger(path).append("branched", trunk=str(trunk), keyword=keyword, value=value)
+    write(output / LEDGER, (trunk / LEDGER).read_bytes())
+    Ledger(output / LEDGER).append("branched", trunk=str(trunk), keyword=keyword, value=value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +68,16 @@ def sweep(
         raise ValueError("a sweep weighs what is learned against what is forgotten: the stream needs two tasks or more")
     found, left_out = curves(asked or [config.method["name"]], config, knob, limits)
     made = Sweep(document(config), found, [config.seed + i for i in range(seeds)], folder)
+    if search is not None:
+        _check_optuna()
     claim(config, made)
     jobs = jobs or most_jobs(config.model.path)
     threads = os.environ.get("OMP_NUM_THREADS", "")
     each = int(threads) if threads.isdecimal() else max(1, cores() // jobs)
     begin = start or starter(each)
     with terminable():
-        try:
-            failed = (
-                _searched(made, search, begin, jobs, console) if search else _swept(made, points, begin, jobs, console)
-            )
-        except KeyboardInterrupt:
-            console.print(f"stopped: {folder} keeps what is done, and the same command continues", soft_wrap=True)
-            raise
-    content = gather(made, failed) | {"left_out": left_out}
+        failed = _searched(made, search, begin, jobs, console) if search else _swept(made, points, begin, jobs, console)
+    content = gather(made, failed, left_out)
     if not content["curves"]:
         console.print("no run has finished")
         return False
@@ -98,12 +95,15 @@ def _swept(made: Sweep, points: int, start: Starter, jobs: int, console: Console
     return fill(made, wanted, start, jobs, console)
 
 
+def _check_optuna() -> None:
+    if find_spec("optuna") is None:
+        raise ValueError("--search needs optuna: pip install 'retain[sweep]'")
+
+
 def _searched(made: Sweep, trials: int, start: Starter, jobs: int, console: Console) -> dict[str, str]:
     """As many values at a time as keep ``jobs`` runs at work."""
-    try:
-        from retain.commands.sweep.search import Search
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--search needs {error.name}: pip install 'retain[sweep]'") from None
+    from retain.commands.sweep.search import Search
+
     searches = {curve: Search(made, curve, curve.scale, trials) for curve in made.curves if curve.scale}
     wanted: dict[Curve, list[Value]] = {curve: [SOLE] for curve in made.curves if curve not in searches}
     to_come = {}

@@ -24,7 +24,7 @@ NATS = ("nats_per_token", "nats gained a token", ("gained", "forgetting", "final
 NAMES = ("learned", "forgetting", "final")
 
 
-def gather(made: Sweep, failed: Mapping[str, str]) -> Found:
+def gather(made: Sweep, failed: Mapping[str, str], left_out: Mapping[str, str]) -> Found:
     """Everything that ``sweep.json`` says: of all values that have runs, also those of earlier sittings."""
     kind = _kind(made)
     curves = {curve.label: found for curve in made.curves if (found := _curve(made, curve, kind))["points"]}
@@ -50,6 +50,7 @@ def gather(made: Sweep, failed: Mapping[str, str]) -> Found:
         "steps": _steps(made),
         "curves": curves,
         "failed": dict(failed),
+        "left_out": dict(left_out),
     }
 
 

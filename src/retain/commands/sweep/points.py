@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
@@ -64,5 +64,6 @@ def scale(method: type[Method], keyword: str, limits: Sequence[float] | None) ->
     low, high = limits
     if not 0 < low < high < math.inf:
         raise ValueError(f"--range {low:g} {high:g}: a range goes from a number above 0 to a larger one")
-    whole = isinstance(default, int)
-    return Scale(int(low), int(high), True) if whole else Scale(float(low), float(high))
+    hint = get_type_hints(method.__init__)[keyword]
+    kinds = get_args(hint) or (hint,)
+    return Scale(float(low), float(high)) if float in kinds else Scale(int(low), int(high), whole=True)

@@ -90,6 +90,8 @@ def remarks(content: Found) -> Iterator[str]:
             "Scored on test rows: what they say of a point that is picked by them is too good. "
             "evaluation.rows=validation picks on others."
         )
+    for label, reason in content["left_out"].items():
+        yield f"Left out: {label}: {reason}"
     for name, reason in content["failed"].items():
         yield f"Failed: {name}: {reason}"
 
