@@ -50,7 +50,8 @@ def draw(ax: Axes, content: Found, own: Path | None = None) -> None:
         faces = [look["color"] if point["front"] else "none" for point in points]
         ax.errorbar(x, y, high, wide, fmt="none", ecolor=look["color"], elinewidth=0.7, alpha=0.6)
         ax.plot(x, y, color=look["color"], linestyle=look["linestyle"], linewidth=1)
-        ax.scatter(x, y, s=36, marker=look["marker"], color=look["color"], facecolors=faces, label=label, zorder=3)
+        ax.plot([], [], label=label, **look)
+        ax.scatter(x, y, s=36, marker=look["marker"], color=look["color"], facecolors=faces, zorder=3)
         for point, place in zip(points, zip(x, y, strict=True), strict=True):
             if own is not None and own.as_posix() in point["runs"].values():
                 ax.annotate("this run", place, (8, -11), textcoords="offset points", fontsize=8, weight="bold")

@@ -99,7 +99,8 @@ def fill(
             try:
                 branch(trunk.folder, cell.config, keyword)
             except store.StoreError as error:
-                store.write(cell.log, f"error: {error}\n")
+                with cell.log.open("a") as log:
+                    log.write(f"error: {error}\n")
                 return Refused()
         return start(cell)
 
