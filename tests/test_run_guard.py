@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 from retain import store
 from retain.commands.audit import audit
 from retain.commands.check import Bound, check
+from retain.commands.plan import plan
 from retain.commands.table import print_scores
 from retain.config import ConfigError, load, parse
-from retain.data import load_stream
+from retain.data import DataError, load_stream
 from retain.guard import guarded
 from retain.report import report
 from retain.run import run
@@ -78,7 +79,7 @@ def test_the_first_task_is_already_held_by_the_guard(schooled: str, tmp_path: Pa
     assert "guard: 0.737 -> " in said and "nats a token: too much" in said
     assert "what the model could do before the first task, is not protected" in said
     assert "sequential does not hold it" in said and "│ guard │ 16 │" in said
-    assert "| guard (general) |" in (tmp_path / "held" / "adapter" / "README.md").read_text()
+    assert "| guard: what the model could do before |" in (tmp_path / "held" / "adapter" / "README.md").read_text()
     report([tmp_path / "held", tmp_path / "free"], tmp_path / "page.html", examples=0)
     page = (tmp_path / "page.html").read_text()
     assert page.count('<th scope="col">guard</th>') == 2 and "(guard, which sequential does not hold) went from" in page
@@ -147,6 +148,16 @@ def test_its_files_lie_beside_the_yaml_and_its_rows_are_read_as_a_tasks(tmp_path
     config = load(yaml_file(content, tmp_path / "run.yaml"))
     guard = load_stream(config, chat_tokenizer()).guard
     assert guard is not None and guard.name == "general text" and (len(guard.train), len(guard.test)) == (5, 3)
+
+
+def test_a_plan_counts_it(llama: str, tmp_path: Path) -> None:
+    content = guarded_run(llama, tmp_path, method={"name": "ewc-lora"})
+    plan(parse(content), console := Console(file=(told := io.StringIO()), width=100))
+    assert "│ guard │ 16 │" in " ".join(told.getvalue().split())
+    assert "guard: before the first task it takes as much as a boundary" in told.getvalue()
+    content["guard"]["data_files"] = "elsewhere.jsonl"
+    with pytest.raises(DataError, match="task 'guard': no such file"):
+        plan(parse(content), console)
 
 
 def test_a_bound_on_no_guard_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ def card(readme: str, results: Mapping[str, Any]) -> str:
         rows += [_row(f"{names[i]}: {metric}, higher is better", i, asked["matrix"]) for i in there]
     if guard := results.get("guard"):
         values = guard["nats_per_token"]
-        rows.append(f"| {guard['name']} (general) | {_number(values[0])} | · | {_number(values[-1])} |")
+        rows.append(
+            f"| {guard['name']}: what the model could do before | {_number(values[0])} | · | {_number(values[-1])} |"
+        )
     sizes = results["bytes"]
     kept = (
         f"The adapter takes {human(sizes['adapter'])}; the state to go on from, {human(sizes['state'])}, is not here."

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,8 @@ from rich.table import Table
 
 from retain.commands.costs import Cost, Machine, Outline, cost, machine, outline
 from retain.commands.table import MISSING
-from retain.config import RunConfig, TaskConfig, make_method, training_arguments
+from retain.commands.trainings import Task, Training, tasks_of, trainings_of
+from retain.config import RunConfig, make_method
 from retain.data import MAX_LENGTH
 from retain.fisher.forms import FORMS
 from retain.fisher.sampling import LOOKS
@@ -26,7 +25,6 @@ from retain.lora import sites
 from retain.method import Method
 from retain.methods.ewc_lora import EWCLoRA
 from retain.methods.replay import Replay
-from retain.sources import FORMATS, read
 from retain.units import human, human_time
 
 # What is shown of each form, beside what is configured: these options on top of its defaults.
@@ -36,19 +34,6 @@ SHOWN: dict[str, list[dict[str, Any]]] = {
 }
 ROWS, CLASSES = 1000, 2  # of a task whose data are not at hand
 MUCH = 0.1  # of a training step
-
-Task = tuple[str, int | None, list[str] | None]
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training of the run; None is what cannot be known without a download."""
-
-    name: str
-    rows: int | None
-    classes: int | None
-    batch: int
-    steps: int | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +46,7 @@ class Plan:
         looked: rows that a boundary runs forward, at most, to see how their scores are spread.
         examples: that it then runs forward, and backward for each of so many ``labels``.
         growth: bytes that every task adds, at most.
+        guard: its name and training rows, if there is one.
     """
 
     config: RunConfig
@@ -74,6 +60,7 @@ class Plan:
     examples: int
     labels: int
     growth: int
+    guard: Task | None = None
 
     @property
     def batch(self) -> int:
@@ -120,10 +107,12 @@ def plan(config: RunConfig, console: Console | None = None) -> Plan:
 
 def make(config: RunConfig) -> Plan:
     """The plan of ``config``; errors as for ``plan``."""
-    tasks = [task for entry in config.tasks for task in _tasks(config, entry)]
+    tasks = [task for entry in config.tasks for task in tasks_of(config, entry)]
+    guard = None if config.guard is None else next(tasks_of(config, config.guard))
     classes = [own or [f"{name}: {i}" for i in range(CLASSES)] for name, _, own in tasks]
     outputs = len(set().union(*classes)) if config.scenario == "domain" else sum(map(len, classes))
-    length = max(entry.max_length or MAX_LENGTH for entry in config.tasks)
+    entries = [*config.tasks, *([config.guard] if config.guard else [])]
+    length = max(entry.max_length or MAX_LENGTH for entry in entries)
     found = outline(config.model, config.lora, outputs, length)
     method, here = make_method(config, found.model), machine([found.dtype, torch.float32])
     own = method.choice if isinstance(method, EWCLoRA) else None
@@ -134,7 +123,7 @@ def make(config: RunConfig) -> Plan:
         growth = max(method.growth_for(*task) for task in each)
     shown = [(form, options) for form in FORMS for options in SHOWN.get(form, [{}])] + [(choice.name, choice.options)]
     costs = {_label(*form): cost(form[0], _complete(*form), found, here.device) for form in shown}
-    rows = max(n or ROWS for _, n, _ in tasks)
+    rows = max(n or ROWS for _, n, _ in [*tasks, *([guard] if guard else [])])
     samples = choice.sweep.get("samples")
     examples = min(rows, samples) if isinstance(samples, int) else rows
     return Plan(
@@ -142,13 +131,14 @@ def make(config: RunConfig) -> Plan:
         method,
         found,
         here,
-        _trainings(config, tasks, method.cumulative),
+        trainings_of(config, tasks, method.cumulative),
         costs,
         configured=_label(choice.name, choice.options) if own else None,
         looked=min(rows, LOOKS * examples) if examples < rows else 0,
         examples=examples,
         labels=outputs if choice.sweep.get("labels") == "exact" else 1,
         growth=growth,
+        guard=guard,
     )
 
 
@@ -161,43 +151,6 @@ def _label(form: str, options: Mapping[str, Any]) -> str:
     """A form as a configuration has it: ``kronecker, rank: null``."""
     written = {k: "null" if v is None else v for k, v in _complete(form, options).items()}
     return ", ".join([form, *(f"{key}: {value}" for key, value in written.items())])
-
-
-def _tasks(config: RunConfig, entry: TaskConfig) -> Iterator[Task]:
-    """Name, rows and classes of the tasks that ``entry`` becomes, as far as they are known without a download."""
-    files = str(entry.data_files or entry.data_dir)
-    if not os.path.isdir(entry.path) and (entry.path not in FORMATS or "://" in files):
-        yield entry.name, None, None if entry.classes is None else [str(c) for c in entry.classes]
-        return
-    labels, scored = config.model.kind != "causal-lm", config.evaluation.rows or "test"
-    train, _, classes = read(entry, config.rows_seed, scored, labelled=labels)
-    for i, start in enumerate(range(0, len(classes), step := entry.split_by_class or len(classes))):
-        own = classes[start : start + step]
-        rows = train.of(own).at_most(entry.max_train, config.rows_seed)
-        yield f"{entry.name}-{i}" if entry.split_by_class else entry.name, len(rows.names), own if labels else None
-
-
-def _trainings(config: RunConfig, tasks: Sequence[Task], cumulative: bool) -> list[Training]:
-    """One for each of ``tasks``, or one of all together."""
-    numbered = list(enumerate(tasks))
-    if cumulative:
-        rows = None if any(n is None for _, n, _ in tasks) else sum(n or 0 for _, n, _ in tasks)
-        numbered = [(len(tasks) - 1, ("joint", rows, [c for *_, own in tasks for c in own or ()]))]
-    trainings = []
-    for number, (name, rows, classes) in numbered:
-        arguments = training_arguments(config, number, name, Path(config.output))
-        batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
-        trainings.append(Training(name, rows, len(classes or ()) or None, batch, _steps(arguments, rows)))
-    return trainings
-
-
-def _steps(arguments: Any, rows: int | None) -> int | None:
-    """Optimizer steps as Trainer counts them."""
-    if arguments.max_steps > 0 or rows is None:
-        return arguments.max_steps if arguments.max_steps > 0 else None
-    size = arguments.train_batch_size
-    batches = rows // size if arguments.dataloader_drop_last else math.ceil(rows / size)
-    return math.ceil(arguments.num_train_epochs * max(1, math.ceil(batches / arguments.gradient_accumulation_steps)))
 
 
 def warnings(made: Plan) -> Iterator[str]:
@@ -290,7 +243,12 @@ def _print_tasks(made: Plan, console: Console) -> None:
         seconds = made.training(number)
         takes = MISSING if seconds is None else human_time(seconds)
         table.add_row(task.name, *(str(x or MISSING) for x in (task.rows, task.classes, task.steps)), takes)
+    if made.guard:
+        name, rows, _ = made.guard
+        table.add_row(name, str(rows or MISSING), *[MISSING] * 3)
     console.print(table)
+    if made.guard and made.method.guards:
+        console.print(f"[dim]{name}: before the first task it takes as much as a boundary[/]", highlight=False)
     if any(task.rows is None for task in made.tasks):
         console.print(f"[dim]{MISSING} is known once the data are downloaded[/]", highlight=False)
 
