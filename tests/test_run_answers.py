@@ -123,7 +123,11 @@ def test_a_run_asks_after_every_task(llama: str, tmp_path: Path) -> None:
     assert "greek: 1.000 -> " in told.getvalue()  # of its first metric
     report([tmp_path / "out"], tmp_path / "page.html", examples=0)
     page = (tmp_path / "page.html").read_text()
-    assert "<h2>Exact match after each task</h2>" in page and "exact_match is " in page
+    assert (
+        "<h2>exact_match after each task</h2>" in page
+        and page.count('<th scope="col">prose</th>') == 1
+        and "exact_match is " in page
+    )
     assert "| greek: exact_match, higher is better |" in (tmp_path / "out" / "adapter" / "README.md").read_text()
 
 

@@ -98,9 +98,9 @@ def levels(matrix: Array, better: Better = "lower") -> dict[str, float]:
     learned = sign * np.array([matrix[i + 1, i] for i in tasks])
     lost = [sign * matrix[-1, i] - (sign * matrix[i + 1 :, i]).min() for i in tasks if i + 1 < matrix.shape[1]]
     return {
-        "untouched": sign * float(untouched.mean()),
-        "just_learned": sign * float(learned.mean()),
-        "final": sign * float(final.mean()),
+        "untouched": float((sign * untouched).mean()),
+        "just_learned": float((sign * learned).mean()),
+        "final": float((sign * final).mean()),
         "gained": float((untouched - learned).mean()),
         "forgetting": float(np.mean(lost)) if lost else np.nan,
     }

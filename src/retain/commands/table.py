@@ -128,15 +128,15 @@ def print_comparison(console: Console, runs: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _matrix(names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> Table:
-    table = Table("after learning")
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    table, there = Table("after learning"), [i for i in range(len(names)) if any(row[i] is not None for row in matrix)]
+    for i in there:
+        table.add_column(names[i], justify="right", no_wrap=True)
     for t, row in enumerate(matrix):
         if any(value is not None for value in row):
             alone = t > 1 and all(value is None for value in matrix[t - 1])
             label = "all at once" if alone else ["nothing yet", *names][t]
-            styles = [_style(i, t) if i < len(matrix) - 1 else "" for i in range(len(row))]
-            table.add_row(label, *map(Text, map(_number, row), styles))
+            styles = [_style(i, t) if i < len(matrix) - 1 else "" for i in there]
+            table.add_row(label, *map(Text, [_number(row[i]) for i in there], styles))
     return table
 
 

@@ -34,11 +34,13 @@ def matrices(run: Run, others: Sequence[Run]) -> list[Matrix]:
     shades = _within(-_guarded(run)) if run.tokenwise else np.nan_to_num(run.matrix)
     columns = run.tasks if guard is None else [*run.tasks, guard["name"]]
     first = _rows(run, _guarded(run), shades, [(other.name, _guarded(other)[-1]) for other in alike])
-    found = [Matrix(run.unit, note, columns, first)]
-    for metric in run.metrics:
+    found = [Matrix(run.unit.capitalize(), note, columns, first)]
+    for metric, values in run.metrics.items():
         bounds = [(other.name, other.metrics[metric][-1]) for other in alike if metric in other.metrics]
-        values = run.metrics[metric]
-        found.append(Matrix(metric, "Higher is better.", run.tasks, _rows(run, values, np.nan_to_num(values), bounds)))
+        asked = [i for i in range(len(run.tasks)) if not np.isnan(values[:, i]).all()]
+        whole = _rows(run, values, np.nan_to_num(values), bounds)
+        rows = [(label, bound, [cells[i] for i in asked]) for label, bound, cells in whole]
+        found.append(Matrix(metric, "Higher is better.", [run.tasks[i] for i in asked], rows))
     return found
 
 
