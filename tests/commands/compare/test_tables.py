@@ -112,8 +112,12 @@ def test_one_seed_has_no_spread() -> None:
 def test_what_was_given_and_what_was_left_is_said() -> None:
     given = method(knob={"keyword": "strength", "value": 7.0, "tuned": False})
     left = method(knob={"keyword": "strength", "value": None, "tuned": False})
-    text = shown(260, methods={"a": given, "b": left})
+    auto, budget = (
+        method(knob={"keyword": "strength", "value": value, "tuned": False}) for value in ("auto", {"budget": 0.05})
+    )
+    text = shown(260, methods={"a": given, "b": left, "c": auto, "d": budget})
     assert "strength 7 (given)" in text and "strength default" in text
+    assert "strength auto (given)" in text and "strength {budget: 0.05} (given)" in text
 
 
 def test_remarks() -> None:

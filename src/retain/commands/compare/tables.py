@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from retain import yamls
 from retain.commands.compare.measure import GUARD, Shown, measure_in
 from retain.commands.table import ENDLESS, grid
 from retain.units import human, human_time
@@ -161,7 +162,8 @@ def _knob(found: Found) -> str:
         return NONE
     if (value := knob["value"]) is None:
         return f"{knob['keyword']} default"
-    return f"{knob['keyword']} {value:g}{'' if knob['tuned'] else ' (given)'}"
+    said = f"{value:g}" if isinstance(value, int | float) else value if isinstance(value, str) else yamls.flow(value)
+    return f"{knob['keyword']} {said}{'' if knob['tuned'] else ' (given)'}"
 
 
 def _score(found: Found, name: str, sign: str) -> str:
