@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from retain import store
+from retain.adapterfile import read_adapter_config
 from retain.bases import Bases, Change, add, compressed, residuals, union, within
 from retain.intake import read_section
 from retain.mistakes import check_task_name
@@ -72,7 +73,7 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         StoreError: no adapter, a damaged one, or one that is no plain LoRA.
     """
-    config = read_section(folder / CONFIG)
+    config = read_adapter_config(folder / CONFIG)
     for key, plain in (("peft_type", "LORA"), ("bias", "none"), ("use_dora", False), ("lora_bias", False)):
         if (value := config.get(key, plain)) != plain:
             raise store.StoreError(f"{folder / CONFIG}: {key} is {value!r}; only plain LoRA ({plain!r}) can be shared")

@@ -30,6 +30,7 @@ def inside(folder: Path, name: str) -> Path:
     """
     try:
         home, path = folder.resolve(), (folder / name).resolve()
+        path.exists()  # which fails where a name is too long for any file
     except (OSError, ValueError, RuntimeError) as error:  # a loop of links, or no path at all
         raise StoreError(f"{folder}: {name!r} is no path of a file ({error})") from None
     if path == home or not path.is_relative_to(home):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retain.intake import read_section
+from retain.adapterfile import read_adapter_config
 from retain.intake import shapes as read_shapes
 from retain.stock import PREFIX
 
@@ -56,7 +56,7 @@ class Verdict:
 
 def judge(folder: str | Path) -> Verdict:
     """Hold the adapter in ``folder`` (adapter_config.json, adapter_model.safetensors) against the rules."""
-    config = read_section(Path(folder, "adapter_config.json"))
+    config = read_adapter_config(Path(folder, "adapter_config.json"))
     shapes = {name: list(shape) for name, shape in read_shapes(Path(folder, "adapter_model.safetensors")).items()}
     rank = max((shape[0] for name, shape in shapes.items() if "lora_A" in name), default=0)
     options = [f"--enable-lora --max-lora-rank {_step(rank)}"] if rank > DEFAULT else ["--enable-lora"]

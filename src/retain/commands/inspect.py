@@ -13,6 +13,7 @@ from retain.commands.state import inspect as inspect_state
 from retain.commands.table import print_scores
 from retain.intake import read_yaml
 from retain.linalg import effective_rank, squared_norm, thin_svd
+from retain.summaries import read_results
 from retain.units import human
 
 LAYERS = 12  # of an adapter that are shown one by one
@@ -52,7 +53,7 @@ def _run(folder: Path, console: Console) -> None:
         table.add_row(stage.name, "yes" if closed else "no", *shown)
     console.print(table)
     if (folder / "results.json").exists():
-        print_scores(console, store.read_json(folder / "results.json"))
+        print_scores(console, read_results(folder / "results.json"))
     else:
         console.print("not finished: [cyan]retain run[/] again continues it", highlight=False)
 

@@ -13,6 +13,7 @@ from retain import store
 from retain.collection import Adapter, read_adapter
 from retain.intake import read_yaml
 from retain.results import KINDS, columns
+from retain.summaries import read_results
 
 
 @dataclass(frozen=True)
@@ -111,4 +112,4 @@ def read_run(folder: Path) -> Run:
     records = [store.read_json(stage / "scores.json") for stage in stages]
     readme = folder / "adapter" / "README.md"
     told = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    return Run(folder, config, store.read_json(folder / "results.json"), records, stages, told)
+    return Run(folder, config, read_results(folder / "results.json"), records, stages, told)

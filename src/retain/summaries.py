@@ -1,0 +1,121 @@
+"""``results.json`` as it is read back: held against the shape that a run writes, whoever has written it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from retain.files import StoreError
+from retain.intake import read_section
+from retain.mistakes import check_task_name
+
+Number = float
+Interval = Annotated[list[Number], Field(min_length=2, max_length=2)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class _Method(_Part):
+    name: str
+
+
+class _Scored(_Part):
+    """A score matrix (T+1, T), and what follows from it."""
+
+    matrix: list[list[Number | None]]
+    scores: dict[str, Number | None]
+    intervals_95: dict[str, Interval]
+
+    @model_validator(mode="after")
+    def _intervals(self) -> _Scored:
+        if (
+            bare := {name for name, value in self.scores.items() if value is not None}
+            & SHOWN - self.intervals_95.keys()
+        ):
+            raise ValueError(f"no interval of {min(bare)}")
+        return self
+
+
+class _Rise(_Part):
+    foreseen: Number | None
+    measured: Number | None
+    standard_error: Number | None
+    ratio: Number | None
+
+
+class _Boundary(_Part):
+    after: int = Field(ge=1)
+    tasks: dict[str, _Rise] = Field(min_length=1)
+    total: _Rise
+
+
+class _Guard(_Part):
+    name: str
+    rise: Number
+    interval_95: Interval
+    held: bool
+    nats_per_token: list[Number | None]
+
+
+class _Results(_Part):
+    tasks: list[str] = Field(min_length=1)
+    method: _Method
+    scenario: Literal["task", "class", "domain"]
+    rows: str
+    calibration: list[_Boundary]
+    warnings: dict[str, list[str]]
+    bytes: dict[str, Any]
+    seconds: dict[str, Number]
+    accuracy: _Scored | None = None
+    nats_per_token: _Scored | None = None
+    metrics: dict[str, _Scored] = {}
+    guard: _Guard | None = None
+
+    @field_validator("tasks")
+    @classmethod
+    def _names(cls, tasks: list[str]) -> list[str]:
+        for name in tasks:
+            check_task_name(name)
+        return tasks
+
+    @model_validator(mode="after")
+    def _fits(self) -> _Results:
+        count = len(self.tasks)
+        scored = [part for part in (self.accuracy, self.nats_per_token, *self.metrics.values()) if part is not None]
+        if (self.accuracy is None) == (self.nats_per_token is None):
+            raise ValueError("either accuracy or nats_per_token")
+        if any(len(part.matrix) != count + 1 or {len(row) for row in part.matrix} != {count} for part in scored):
+            raise ValueError(f"a score matrix of {count} tasks has {count + 1} rows of {count}")
+        for part, needed in ((self.accuracy, OF_ACCURACY), *((p, OF_LEVELS) for p in scored if p is not self.accuracy)):
+            if part is not None and (missing := needed - part.scores.keys()):
+                raise ValueError(f"no score {min(missing)}")
+        if any(boundary.after > count for boundary in self.calibration):
+            raise ValueError(f"a boundary after more than {count} tasks")
+        if self.guard is not None and len(self.guard.nats_per_token) != count + 1:
+            raise ValueError(f"a guard of {count} tasks is measured {count + 1} times")
+        return self
+
+
+OF_ACCURACY = {"average_accuracy", "learning_accuracy", "forgetting", "backward_transfer"}
+OF_LEVELS = {"gained", "forgetting", "final"}
+SHOWN = OF_ACCURACY | OF_LEVELS
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What a run has come to.
+
+    Raises:
+        StoreError: missing, damaged, or not what a run writes, by the first place.
+    """
+    found = read_section(path)
+    try:
+        _Results.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StoreError(f"{path}: damaged: {where + ': ' if where else ''}{first['msg']}") from None
+    return found
