@@ -12,11 +12,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from retain.batches import check_packing, packed, tokens_of
 from retain.callback import ContinualCallback
 from retain.checkpoints import Latest, last_checkpoint
+from retain.files import writing
 from retain.gradients import NotFinite
 from retain.heads import final_classifier, install_heads
 from retain.lora import add_lora
@@ -111,7 +113,7 @@ def fit(
         arguments.save_total_limit = None
     if _all_have_rows(len(task.train), arguments):
         arguments.accelerator_config.even_batches = False
-    trainer = Trainer(
+    trainer = Saving(
         model,
         arguments,
         train_dataset=task.train,
@@ -127,6 +129,18 @@ def fit(
     steps = trainer.train(resume_from_checkpoint=checkpoint).global_step - before
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # of autocast: what follows sees what is saved
     return int(steps)
+
+
+class Saving(Trainer):
+    """A Trainer that tells in one line what kept it from writing a checkpoint, whichever library was at it."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with writing(folder):
+            try:
+                super()._save_checkpoint(model, trial)
+            except RuntimeError as error:  # which is how torch tells of a file
+                raise OSError(f"torch: {str(error).splitlines()[0]}") from error
 
 
 def _all_have_rows(rows: int, arguments: TrainingArguments) -> bool:
