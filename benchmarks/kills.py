@@ -37,6 +37,9 @@ from retain import store
 
 RESULTS = Path(__file__).parent / "results" / "kills.json"
 BETWEEN, MOST = "between", 3  # where no named place is; kills of one run
+# Seconds without news after which a victim is killed once more, and how often: a copy of a process whose libraries have
+# threads may wait for one that was not copied.
+SILENCE, AGAIN = 120.0, 3
 UNTIMED = ("seconds", "steps")  # what may differ: how long it took, and the steps that this sitting took
 UNCOMPARED = ("done", "ledger.jsonl", ".lock", "report.html")
 
@@ -123,9 +126,10 @@ def one(victim: str, chance: random.Random, work: Path, most: int) -> dict[str, 
         kills.append({"aim": aim.place or "time", "place": life.place, "seconds": round(life.seconds, 3)})
         lost += redone(closed)
         closed = {path: path.read_bytes() for name in ("base", "tasks/*") for path in home.glob(f"run/{name}/done")}
-    if life.code == -signal.SIGKILL:
-        life = live(victim, work, home)
-    failed = (work / "log").read_text() if life.code else ""
+    for _ in range(AGAIN):
+        if life.code == -signal.SIGKILL:
+            life = live(victim, work, home)
+    failed = "" if not life.code else "hangs" if life.code < 0 else (work / "log").read_text()
     theirs = {} if life.code else left(home / "run")
     differ = sorted(name for name in whole.keys() | theirs.keys() if whole.get(name) != theirs.get(name))
     found = {"victim": victim, "kills": kills, "failed": failed, "differ": [] if life.code else differ}
@@ -165,7 +169,7 @@ def live(victim: str, work: Path, home: Path, aim: Aim | None = None) -> Life:
     life, since, stack, rest = Life(), time.monotonic(), list[tuple[str, float]](), b""
     due = since + aim.after if aim and not aim.place else None
     while True:
-        wait = None if due is None else max(0.0, due - time.monotonic())
+        wait = SILENCE if due is None else max(0.0, due - time.monotonic())
         if not select.select([reading], [], [], wait)[0]:
             os.kill(number, signal.SIGKILL)
             due = None

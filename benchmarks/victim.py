@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import importlib
+import io
 import json
 import os
 import runpy
@@ -12,14 +12,15 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import accelerate
 import datasets
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -140,19 +141,15 @@ def begin(name: str, folder: Path, home: Path, log: Path) -> tuple[int, int]:
 
 
 def warm(folder: Path) -> None:
-    """Import what a victim does, here, once: a copy of this process then starts with it."""
-    known = folder / "modules.json"
-    if not known.exists():
-        number, reading = begin("share", folder, folder / "first", folder / "log")
-        while os.read(reading, 65536):
-            pass
-        os.close(reading)
-        if os.waitpid(number, 0)[1]:
-            raise RuntimeError((folder / "log").read_text())
-        shutil.rmtree(folder / "first")
-    for module in json.loads(known.read_text()):
-        with suppress(ImportError):
-            importlib.import_module(module)
+    """Live through a victim's life here, once: copies of this process start with all that it imports and caches."""
+    before, home = Path.cwd(), folder / "first"
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir()
+    os.chdir(home)
+    try:
+        _do("share", folder)
+    finally:
+        os.chdir(before)
     gc.collect()
     gc.freeze()
 
@@ -161,23 +158,26 @@ def _live(name: str, folder: Path, telling: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    datasets.config.HF_DATASETS_CACHE = folder / "cache"
-    before = set(sys.modules)
     for place, owners in places(name).items():
         for owner, attribute in owners:
             setattr(owner, attribute, _told(place, getattr(owner, attribute), telling))
-    # What takes most of the time of tiny runs, and writes nothing.
-    scores.bootstrap = partial(scores.bootstrap, replicates=20)
-    accelerate.utils.memory.clear_device_cache = lambda **_: None
-    store.subprocess.run = _in_this_process  # type: ignore[assignment]
-    quiet = Console(quiet=True, width=80)
-    running.run(configuration(name, folder), quiet)
-    export.export(Path("run"), console=quiet)
-    report.report([Path("run")], None, 0, quiet)
-    audit.audit(Path("run"), quiet)
-    if not (folder / "modules.json").exists():
-        names = [m for m in sys.modules if m not in before and "__main__" not in m]
-        (folder / "modules.json").write_text(json.dumps(names))
+    _do(name, folder)
+
+
+def _do(name: str, folder: Path) -> None:
+    """A run, its export, report and audit, but for what takes most of the time of tiny ones and writes nothing."""
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    quiet = Console(file=io.StringIO(), width=80)
+    with (
+        patch.object(scores, "bootstrap", partial(scores.bootstrap, replicates=20)),
+        patch.object(accelerate.utils.memory, "clear_device_cache", lambda **_: None),
+        patch.object(store.subprocess, "run", _in_this_process),
+        patch.object(Figure, "savefig", lambda figure, to, **_: to.write("<svg></svg>")),
+    ):
+        running.run(configuration(name, folder), quiet)
+        export.export(Path("run"), console=quiet)
+        report.report([Path("run")], None, 0, quiet)
+        audit.audit(Path("run"), quiet)
 
 
 def _told(place: str, true: Callable[..., Any], telling: int) -> Callable[..., Any]:
