@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parent / "results"
 SIZES = {"small": (32, 16, 48, 4), "large": (512, 128, 128, 8)}  # training and test rows, their tokens, a batch
 CORPORA = {"newswire": "reuters-r8", "reviews": "rotten-tomatoes", "general": "newsgroups"}
 KINDS = ("newswire", "reviews", "python", "general")  # the last is the guard
-MODULES = ["argparse", "tarfile", "inspect", "typing", "ast", "difflib", "pathlib", "subprocess", "zipfile"]
+MODULES = ["argparse", "tarfile", "inspect", "typing", "ast", "difflib", "shutil", "subprocess", "tempfile"]
 CELLS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
     "EWC-LoRA": {"name": "ewc-lora"},
