@@ -26,6 +26,7 @@ from retain.commands.demo import minilm, stream
 
 ROWS = {"max_train": 150, "max_test": 300}
 SIDE = 42
+KEYS_AND_VALUES = r".*\.(k_proj|v_proj|key|value)"  # by either name that transformers has had for them
 
 
 FEW = {  # classes of each task, so few that even a small budget has ten rows of each
@@ -60,7 +61,7 @@ def fashion() -> dict[str, Any]:
     every = {"name": "fashion", "path": "parquet", "data_files": files, "split_by_class": 2}
     return stream() | {
         "model": {"path": str(dinov2.folder(SIDE)), "kind": "image"},
-        "lora": {"r": 8, "lora_alpha": 8, "target_modules": ["k_proj", "v_proj"]},  # as the papers on ViTs have it
+        "lora": {"r": 8, "lora_alpha": 8, "target_modules": KEYS_AND_VALUES},
         "training": {"learning_rate": 1e-3, "num_train_epochs": 3, "per_device_train_batch_size": 8},
         "heads": {"learning_rate": 2e-3},
         "tasks": [every | ROWS],

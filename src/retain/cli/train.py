@@ -78,6 +78,7 @@ def run(
     from_state: Annotated[
         Path | None, typer.Option(help="A state that another run has left: as [cyan]state:[/] in the file.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file alone; nothing is loaded.")] = False,
 ) -> None:
     """Train on the tasks of a YAML file, one after the other; run again after a crash: it continues.
 
@@ -94,6 +95,11 @@ def run(
     begins = [] if from_state is None else [f"state={json.dumps(str(from_state))}"]
     settings = load(config, [*(overrides or ()), *begins])
     output = Path(settings.output)
+    if dry_run:
+        named = ", ".join(task.name for task in settings.tasks)
+        method, model = settings.method["name"], settings.model.path
+        console.print(f"{config} is sound: {method} on {model}, tasks {named}", soft_wrap=True)
+        return
     with stoppable() as stop:
         results = command(settings, console, stop_after, stop)
     if not results:

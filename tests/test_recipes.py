@@ -1,0 +1,142 @@
+"""Recipes are sound as they stand, fit their models, and run on a few rows in the form that their source has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import transformers
+from PIL import Image
+
+from retain import cli
+from retain.commands.costs import outline
+from retain.config import RunConfig, load
+from retain.run import run
+from runs import quiet
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+MODELS: dict[str, transformers.PretrainedConfig] = {
+    "google/vit-base-patch16-224-in21k": transformers.ViTConfig(),
+    "facebook/dinov2-small": transformers.Dinov2Config(hidden_size=384, num_attention_heads=6),
+    "FacebookAI/roberta-base": transformers.RobertaConfig(),
+    "HuggingFaceTB/SmolLM2-360M-Instruct": transformers.LlamaConfig(
+        hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15, num_key_value_heads=5
+    ),
+}
+SITES = {"image": 24, "text": 24, "causal-lm": 224}  # keys and values, queries and values, seven maps of 32 layers
+WORDS = ["alpha beta", "gamma delta", "glad win", "sad loss"]
+
+
+def pictures(classes: int) -> list[dict[str, Any]]:
+    """Eight for each class."""
+    noise = np.random.default_rng(0)
+    image = datasets.Image().encode_example
+    return [
+        {"picture": image(Image.fromarray(noise.integers(0, 255, (8, 8, 3), dtype=np.uint8))), "class": i % classes}
+        for i in range(8 * classes)
+    ]
+
+
+def folder_of_pictures(at: Path, classes: int) -> dict[str, Any]:
+    for number, row in enumerate(pictures(classes)):
+        path = at / f"class-{row['class']:03}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(row["picture"]["bytes"])
+    return {"data_dir": str(at)}
+
+
+def table_of_pictures(at: Path, image: str, label: str, classes: int) -> dict[str, Any]:
+    rows = [{image: row["picture"], label: row["class"]} for row in pictures(classes)]
+    features = datasets.Features({image: datasets.Image(), label: datasets.ClassLabel(num_classes=classes)})
+    return table(at, rows, features)
+
+
+def table(at: Path, rows: list[dict[str, Any]], features: datasets.Features | None = None) -> dict[str, Any]:
+    at.mkdir(parents=True)
+    datasets.Dataset.from_list(rows, features=features).to_parquet(at / "rows.parquet")
+    return {"path": "parquet", "data_files": str(at / "rows.parquet")}
+
+
+def sentences(at: Path, *columns: str) -> dict[str, Any]:
+    return table(at, [{c: WORDS[i % 4] for c in columns} | {"label": i % 2, "idx": i} for i in range(24)])
+
+
+def alpaca(at: Path, **more: str) -> dict[str, Any]:
+    return table(at, [{"instruction": WORDS[i % 4], "output": WORDS[3 - i % 4]} | more for i in range(12)])
+
+
+def dialogues(at: Path) -> dict[str, Any]:
+    turns = [{"role": "user", "content": "alpha"}, {"role": "assistant", "content": "glad win"}]
+    return table(at, [{"prompt": "alpha", "prompt_id": str(i), "messages": turns} for i in range(12)])
+
+
+DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "cifar": lambda at: table_of_pictures(at, "img", "fine_label", 20),
+    "imagenet-r": lambda at: folder_of_pictures(at, 40),
+    "domainnet": lambda at: folder_of_pictures(at, 138),
+    "digits": lambda at: table_of_pictures(at, "image", "label", 10),
+    "clothes": lambda at: table_of_pictures(at, "image", "label", 10),
+    "cola": lambda at: sentences(at, "sentence"),
+    "mrpc": lambda at: sentences(at, "sentence1", "sentence2"),
+    "rte": lambda at: sentences(at, "sentence1", "sentence2"),
+    "qnli": lambda at: sentences(at, "question", "sentence"),
+    "sst2": lambda at: sentences(at, "sentence"),
+    "reasoning": lambda at: alpaca(at, source="data/CoT/gsm_train.json"),
+    "code": lambda at: alpaca(at, input="", prompt="gamma"),
+    "dialogue": dialogues,
+    "guard": lambda at: table(at, [{"text": WORDS[i % 4]} for i in range(12)]),
+}
+
+
+def tiny(config: RunConfig, model: str, tmp_path: Path) -> RunConfig:
+    """``config`` on a tiny model, and rows of the same form in files; one step a task."""
+    kept = ("path", "data_files", "data_dir")
+
+    def local(entry: Any) -> Any:
+        off = dict.fromkeys((*kept, "config", "train", "test", "validation")) | {"path": entry.path}
+        more = {"training": {}, "max_train": None, "max_test": None, "max_length": None}
+        return entry.model_copy(update=off | more | DATA[entry.name](tmp_path / entry.name))
+
+    training = {"max_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "use_cpu": True}
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"path": model, "dtype": "float32" if "llama" in model else None}),
+            "tasks": [local(entry) for entry in config.tasks],
+            "guard": local(config.guard) if config.guard else None,
+            "training": training,
+            "output": str(tmp_path / "out"),
+        }
+    )
+
+
+def test_a_dry_run_checks_the_file_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["retain", "run", str(FOLDER / "cifar100.yaml"), "--dry-run"])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert not done.value.code
+    assert (
+        "cifar100.yaml is sound: ewc-lora on google/vit-base-patch16-224-in21k, tasks cifar" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_fits_the_model_that_it_names(name: str, tmp_path: Path) -> None:
+    config = load(FOLDER / name)
+    MODELS[config.model.path].save_pretrained(tmp_path)
+    model = config.model.model_copy(update={"path": str(tmp_path)})
+    assert sum(outline(model, config.lora, 10, 32).shapes.values()) == SITES[config.model.kind]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fast_runs", "in_process")
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_on_rows_of_its_sources_form(name: str, bert: str, vit: str, llama: str, tmp_path: Path) -> None:
+    config = load(FOLDER / name)
+    results = run(tiny(config, {"text": bert, "image": vit, "causal-lm": llama}[config.model.kind], tmp_path), quiet())
+    assert len(results["tasks"]) >= 2 and (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
+    assert ("guard" in results) is (config.guard is not None)
