@@ -95,6 +95,9 @@ def test_what_has_harmed_once_is_refused(harm: str, fuzzing: Any, known: Any, ho
     ("place", "value"),
     [
         (("tasks", 0), "[/]"),
+        (("rows",), "[/]"),
+        (("method", "name"), "[/]"),
+        (("calibration", 0, "tasks"), {"[/]": {"foreseen": 1.0, "measured": 1.0, "standard_error": 1.0, "ratio": 1.0}}),
         (("accuracy", "matrix"), [[0.5]]),
         (("accuracy", "scores", "forgetting"), "0"),
         (("accuracy", "intervals_95"), {}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from retain.files import StoreError
 from retain.intake import read_section
@@ -19,8 +19,11 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
+Name = Annotated[str, AfterValidator(check_task_name)]  # which a terminal does not read as markup
+
+
 class _Method(_Part):
-    name: str
+    name: Name
 
 
 class _Scored(_Part):
@@ -49,12 +52,12 @@ class _Rise(_Part):
 
 class _Boundary(_Part):
     after: int = Field(ge=1)
-    tasks: dict[str, _Rise] = Field(min_length=1)
+    tasks: dict[Name, _Rise] = Field(min_length=1)
     total: _Rise
 
 
 class _Guard(_Part):
-    name: str
+    name: Name
     rise: Number
     interval_95: Interval
     held: bool
@@ -62,25 +65,18 @@ class _Guard(_Part):
 
 
 class _Results(_Part):
-    tasks: list[str] = Field(min_length=1)
+    tasks: list[Name] = Field(min_length=1)
     method: _Method
     scenario: Literal["task", "class", "domain"]
-    rows: str
+    rows: Literal["test", "validation"]
     calibration: list[_Boundary]
     warnings: dict[str, list[str]]
     bytes: dict[str, Any]
     seconds: dict[str, Number]
     accuracy: _Scored | None = None
     nats_per_token: _Scored | None = None
-    metrics: dict[str, _Scored] = {}
+    metrics: dict[Name, _Scored] = {}
     guard: _Guard | None = None
-
-    @field_validator("tasks")
-    @classmethod
-    def _names(cls, tasks: list[str]) -> list[str]:
-        for name in tasks:
-            check_task_name(name)
-        return tasks
 
     @model_validator(mode="after")
     def _fits(self) -> _Results:
