@@ -104,7 +104,7 @@ def test_setting_factors_writes_through_the_views(layout: torch.memory_format) -
     assert torch.equal(site.B, B) and torch.equal(site.A, A)
     before = site.layer(X)
     site.fold(generator())
-    close(site.layer(X), before)
+    torch.testing.assert_close(site.layer(X), before, rtol=1e-6, atol=1e-5)  # outputs reach 70
     with torch.no_grad():
         site.B.add_(1)
     assert site.layer.lora_B["default"].weight.eq(1).all()

@@ -137,7 +137,7 @@ def test_a_boundary_records_the_estimate_and_its_bytes(fisher):
     assert found["bytes"] == sum(t.numel() * t.element_size() for t in kept) > 0
     beside = sum(float(s["fisher"].sum()) for s in method.springs.values())
     assert found["trace"] == pytest.approx(sum(form.trace for form in expected.forms.values()) + beside)
-    assert found["error"] == pytest.approx(expected.error) and 0 < found["error"] < 10
+    assert found["error"] == pytest.approx(expected.error) and 0 <= found["error"] < 10
     assert len({site.scale for site in method.sites.values()}) == 2
 
 

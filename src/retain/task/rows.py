@@ -93,7 +93,8 @@ class Task:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise ValueError(f"a task's name must not be empty and have no '/' (it names folders): {self.name!r}")
-        if isinstance(self.train, Sized) and not isinstance(self.train, DataLoader) and not len(self.train):
+        sized = isinstance(self.train, Sized) and not isinstance(self.train, DataLoader)
+        if sized and not len(self.train) and self.test is None:  # what is scored alone needs no training rows
             raise ValueError(self._empty)
 
     @property
