@@ -34,7 +34,7 @@ test: lint types  ## Lint, types and the default tests
 check: test  ## The same as test
 
 slow: $(INSTALLED)  ## The tests that train for longer or read real data
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto
 
 cuda: $(INSTALLED)  ## The tests that need a GPU, for a .venv whose torch has CUDA
 	$(BIN)/python -m pytest -m cuda
