@@ -37,9 +37,12 @@ def on(task: Task, device: str) -> Task:
 
 
 def gathered(method: Method) -> dict[str, Tensor]:
-    """What the model has become: the change of every weight, whatever factors make it, and the head."""
+    """What has been trained; of Share the change of every weight, for two decompositions may turn its bases apart."""
+    found = {name: p.detach().cpu() for name, p in adapter_parameters(method.model).items()}
+    if not isinstance(method, Share):
+        return found
     changes = {name: site.delta().detach().cpu() for name, site in method.sites.items()}
-    return changes | {n: p.detach().cpu() for n, p in adapter_parameters(method.model).items() if "classifier" in n}
+    return changes | {name: p for name, p in found.items() if "classifier" in name}
 
 
 def close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:

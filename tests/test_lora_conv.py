@@ -98,13 +98,13 @@ def test_setting_factors_writes_through_the_views(layout: torch.memory_format) -
     model = adapted()
     model.to(memory_format=layout)
     site = site_of(model)
-    B, A = torch.randn(7, 3), torch.randn(3, 54)
+    B, A = 0.3 * torch.randn(7, 3), 0.3 * torch.randn(3, 54)  # outputs near 1, where 1e-5 is more than rounding
     site.set_factors(B, A)
     assert torch.equal(site.layer.lora_A["default"].weight, A.view(3, 6, 3, 3))
     assert torch.equal(site.B, B) and torch.equal(site.A, A)
     before = site.layer(X)
     site.fold(generator())
-    torch.testing.assert_close(site.layer(X), before, rtol=1e-6, atol=1e-5)  # outputs reach 70
+    close(site.layer(X), before)
     with torch.no_grad():
         site.B.add_(1)
     assert site.layer.lora_B["default"].weight.eq(1).all()
