@@ -11,7 +11,7 @@ import typer
 import typer.core
 from rich.console import Console
 
-from retain.cli.arguments import ConfigFile, Overrides
+from retain.cli.arguments import ConfigFile, Jobs, Overrides, Seeds
 from retain.cli.stoppable import stoppable
 
 
@@ -45,7 +45,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many, from the file's on.", min=1)] = 3,
+    seeds: Seeds = 3,
     budget: Annotated[
         str, typer.Option(help="[cyan]full[/]: all rows, 5 values of a knob; [cyan]small[/]: 40 rows a task, 3 values.")
     ] = "full",
@@ -55,10 +55,7 @@ def compare(
     against: Annotated[
         str | None, typer.Option(help="Whom differences are taken to; sequential if it is there.", show_default=False)
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="Runs at a time; as many as cores and memory allow if not given.", min=1, show_default=False),
-    ] = None,
+    jobs: Jobs = None,
     output: Annotated[
         Path | None, typer.Option(help="The folder; the file's `output` and -compare if not given.", show_default=False)
     ] = None,
@@ -107,7 +104,7 @@ def sweep(
         int | None,
         typer.Option(help="Values that optuna proposes instead, one after the other.", min=3, show_default=False),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many, from the file's on.", min=1)] = 3,
+    seeds: Seeds = 3,
     pick: Annotated[
         str | None,
         typer.Option(
@@ -116,10 +113,7 @@ def sweep(
             show_default=False,
         ),
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="Runs at a time; as many as cores and memory allow if not given.", min=1, show_default=False),
-    ] = None,
+    jobs: Jobs = None,
     output: Annotated[
         Path | None, typer.Option(help="The folder; the file's `output` and -sweep if not given.", show_default=False)
     ] = None,

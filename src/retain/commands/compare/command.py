@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from retain import store
-from retain.commands.compare.comparison import Comparison, budget_named, claim, document, reference
+from retain.commands.compare.comparison import CLAIM, Comparison, budget_named, described, document, reference
 from retain.commands.compare.figures import draw
 from retain.commands.compare.measure import measure_of
 from retain.commands.compare.summary import read, summarise
@@ -21,6 +21,7 @@ from retain.commands.compare.tables import markdown, show
 from retain.commands.compare.tuning import choose
 from retain.commands.many.board import Board
 from retain.commands.many.cells import Cell, Starter, held, starter, terminable, why, work
+from retain.commands.many.claim import claim
 from retain.commands.many.entries import Entry, entries
 from retain.commands.many.machine import cores, most_jobs
 from retain.config import RunConfig
@@ -69,7 +70,7 @@ def compare(
         "jobs": jobs,
         "threads": int(threads) if threads.isdecimal() else max(1, cores() // jobs),
     }
-    claim(config, made)
+    claim(made.output / CLAIM, "comparison", described(config, made))
     with held(folder) as locks, terminable():
         log = Log(folder)
         try:

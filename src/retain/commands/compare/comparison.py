@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retain import config as configuration
-from retain import store, yamls
+from retain import yamls
 from retain.commands.many.cells import Cell
 from retain.commands.many.entries import Entry
 from retain.config import RunConfig
@@ -106,29 +106,7 @@ def document(config: RunConfig, budget: Budget) -> dict[str, Any]:
     return content | {"split_seed": config.rows_seed}
 
 
-def claim(config: RunConfig, made: Comparison) -> None:
-    """See that the folder is free for the comparison, or already its own, and write down what it is of.
-
-    More methods and more seeds may come; the stream, what the file says of the method, and the budget stay.
-
-    Raises:
-        StoreError: the folder is of another comparison, or holds something else.
-    """
-    folder, path, text = made.output, made.output / CLAIM, described(config, made)
-    if path.exists():
-        try:
-            difference = configuration.difference(path.read_text(encoding="utf-8"), text)
-        except ValueError as error:
-            raise store.StoreError(f"{path}: damaged: {error}") from error
-        if difference:
-            raise store.StoreError(f"{folder} holds another comparison: {difference}; choose another --output")
-    elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise store.StoreError(f"{folder} is not empty and holds no comparison; choose another --output")
-    else:
-        store.write(path, text)
-
-
 def described(config: RunConfig, made: Comparison) -> str:
-    """What does not change from one sitting to the next, as YAML."""
+    """What does not change from one sitting to the next, as YAML: more methods and more seeds may come."""
     budget = {"budget": made.budget.name, "tries": made.budget.tries}
     return yamls.write(budget | {"stream": made.document | {"method": config.method}})

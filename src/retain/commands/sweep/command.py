@@ -13,8 +13,9 @@ from rich.console import Console
 from retain import store
 from retain.commands.export import export
 from retain.commands.many.cells import Starter, starter, terminable
+from retain.commands.many.claim import claim
 from retain.commands.many.machine import cores, most_jobs
-from retain.commands.sweep.curves import SOLE, Curve, Sweep, Value, claim, curves, document
+from retain.commands.sweep.curves import CLAIM, SOLE, Curve, Sweep, Value, curves, described, document
 from retain.commands.sweep.figures import draw
 from retain.commands.sweep.fill import fill
 from retain.commands.sweep.outcome import gather
@@ -70,7 +71,7 @@ def sweep(
     made = Sweep(document(config), found, [config.seed + i for i in range(seeds)], folder)
     if search is not None:
         _check_optuna()
-    claim(config, made)
+    claim(made.output / CLAIM, "sweep", described(config, made))
     jobs = jobs or most_jobs(config.model.path)
     threads = os.environ.get("OMP_NUM_THREADS", "")
     each = int(threads) if threads.isdecimal() else max(1, cores() // jobs)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from retain import config as configuration
-from retain import store, yamls
+from retain import yamls
 from retain.commands.many.cells import Cell
 from retain.commands.many.entries import ASSIGNMENT, Entry, entries
 from retain.commands.sweep.branch import SHARED, shared
 from retain.commands.sweep.points import Scale, scale
 from retain.config import RunConfig
-from retain.files import ours
 from retain.methods import METHODS
 
 CLAIM = "sweep.yaml"
@@ -139,26 +138,9 @@ def document(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(exclude_none=True, exclude={"method", "output"}) | {"split_seed": config.rows_seed}
 
 
-def claim(config: RunConfig, made: Sweep) -> None:
-    """See that the folder is free for the sweep, or already its own, and write down what it is of.
-
-    More methods, values and seeds may come; the stream, and what the file says of the method, stay.
-
-    Raises:
-        StoreError: the folder is of another sweep, or holds something else.
-    """
-    folder, path, text = made.output, made.output / CLAIM, yamls.write(made.document | {"method": config.method})
-    if path.exists():
-        try:
-            difference = configuration.difference(path.read_text(encoding="utf-8"), text)
-        except ValueError as error:
-            raise store.StoreError(f"{path}: damaged: {error}") from error
-        if difference:
-            raise store.StoreError(f"{folder} holds another sweep: {difference}; choose another --output")
-    elif folder.exists() and not (folder.is_dir() and all(ours(p) for p in folder.iterdir())):
-        raise store.StoreError(f"{folder} is not empty and holds no sweep; choose another --output")
-    else:
-        store.write(path, text)
+def described(config: RunConfig, made: Sweep) -> str:
+    """What does not change from one sitting to the next, as YAML: more methods, values and seeds may come."""
+    return yamls.write(made.document | {"method": config.method})
 
 
 def _written(value: Any) -> str:
