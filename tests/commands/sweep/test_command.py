@@ -10,20 +10,13 @@ import pytest
 from PIL import Image
 
 from compared import starter, stream
-from retain.commands.many import cells
 from retain.commands.many.cells import Cell
 from retain.commands.sweep import command, figures, fill, sweep
 from retain.commands.sweep.pick import Rule, pick
 from retain.files import StoreError
 from runs import quiet
 
-pytestmark = pytest.mark.usefixtures("fast_runs")
-
-
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells, "PAUSE", 0.001)
-    monkeypatch.setattr(command, "draw", lambda content, folder: None)
+pytestmark = pytest.mark.usefixtures("fast_runs", "hurried")
 
 
 def strength(cell: Cell) -> float:

@@ -9,19 +9,12 @@ from typing import Any
 import pytest
 
 from compared import Ended, starter, stream
-from retain.commands.many import cells
 from retain.commands.many.cells import Cell
-from retain.commands.sweep import command, sweep
+from retain.commands.sweep import sweep
 from retain.commands.sweep.points import Scale
 from runs import quiet
 
-pytestmark = pytest.mark.usefixtures("fast_runs")
-
-
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells, "PAUSE", 0.001)
-    monkeypatch.setattr(command, "draw", lambda content, folder: None)
+pytestmark = pytest.mark.usefixtures("fast_runs", "hurried")
 
 
 def learned(cell: Cell) -> float:
