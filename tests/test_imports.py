@@ -75,6 +75,7 @@ FLOORS = (
     {"data", "sources", "language"},
     {
         "run",
+        "trackers",
         "trained",
         "workshop",
         "continuing",

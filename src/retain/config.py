@@ -218,8 +218,20 @@ def training_arguments(config: RunConfig, number: int, task: str, folder: Path) 
         "seed": hash((config.seed, number)) % 2**31,
         "remove_unused_columns": False,
         "label_names": ["labels"],
+        "report_to": "none",  # a Trainer would end them with its task: see tracker_arguments
     }
     return TrainingArguments(**defaults | training_of(config, task) | fixed)
+
+
+def tracker_arguments(config: RunConfig) -> Any:
+    """``TrainingArguments`` of a whole run, for the trackers that they name.
+
+    Raises:
+        ValueError: an argument that does not hold.
+    """
+    from transformers import TrainingArguments
+
+    return TrainingArguments(**QUIET | config.training | {"output_dir": config.output})
 
 
 def make_method(config: RunConfig, model: Any) -> Any:

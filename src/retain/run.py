@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from retain.provenance import begun, ended, opened
 from retain.results import headline, record, results, row_losses
 from retain.stopping import Stop
 from retain.task import Task
+from retain.trackers import Trackers
 from retain.workshop import LOSSES, METHOD, STATE, Stage, Workshop, check_folder, choose_trainable, prepare
 
 
@@ -95,15 +96,19 @@ def _run(config: RunConfig, console: Console, tasks: int | None, stop: Stop) -> 
     elif left and shop.method.growth:
         console.print(f"[yellow]{config.method['name']} keeps more with every task[/] (docs/methods.md says how much)")
     scoring = sum(len(task.test) for task in shop.scored()) + sum(a.work for a in shop.stream.asked.values())
-    with WorkBar(console, sum(stage.work for stage in left) + scoring * len(left)) as bar:
+    work = sum(stage.work for stage in left) + scoring * len(left)
+    trackers = Trackers(configuration.tracker_arguments(config), shop.model, _read(finished))
+    with trackers if left else nullcontext(), WorkBar(console, work) as bar:
+        beside = _Beside(bar, book, stop, trackers)
         for i, stage in enumerate(left, len(finished)):
             if book is not None:
                 begun(book, shop, stage)
-            _work(shop, stage, stages[max(i - 1, 0)].folder, bar, book, stop)
+            _work(shop, stage, stages[max(i - 1, 0)].folder, beside)
             if book is not None:
                 ended(book, stage)
                 _tidy(stages[: i + 1])
             records = _read(stages[: i + 1])
+            trackers.tell(records, config.scenario)
             console.print(headline(stage.name, records, config.scenario))
             for warning in records[-1]["warnings"]:
                 console.print(f"  [yellow]{escape(warning)}[/]", highlight=False)
@@ -120,13 +125,24 @@ def _run(config: RunConfig, console: Console, tasks: int | None, stop: Stop) -> 
     return summary
 
 
-def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar, book: Ledger | None, stop: Stop) -> None:
+@dataclass(frozen=True)
+class _Beside:
+    """Whom a sitting tells how it goes; only the first of several processes has a book."""
+
+    bar: WorkBar
+    book: Ledger | None
+    stop: Stop
+    trackers: Trackers
+
+
+def _work(shop: Workshop, stage: Stage, last: Path, beside: _Beside) -> None:
     """One stage from begin to done; ``last`` is the folder of the stage before."""
+    bar, book = beside.bar, beside.book
     clock, warned = _Clock(), list[str]()
     found: dict[str, Any] = {"boundary": {}, "warnings": warned}
     foreseen, remembered, strength = dict[str, float](), dict[str, float](), 0.0
     if stage.task is not None:
-        found["steps"], found["history"] = _train(shop, stage.task, stage, bar, warned, stop)
+        found["steps"], found["history"] = _train(shop, stage.task, stage, beside, warned)
         clock.lap("train")
         bar.show(f"{stage.name}: measuring what it needs")
         foreseen, remembered, strength = shop.method.predicted_rise(), shop.method.remembered, shop.method.strength
@@ -157,29 +173,27 @@ def _work(shop: Workshop, stage: Stage, last: Path, bar: WorkBar, book: Ledger |
     ranks.wait()
 
 
-def _train(
-    shop: Workshop, task: Task, stage: Stage, bar: WorkBar, warned: list[str], stop: Stop
-) -> tuple[int, list[Any]]:
+def _train(shop: Workshop, task: Task, stage: Stage, beside: _Beside, warned: list[str]) -> tuple[int, list[Any]]:
     choose_trainable(shop, shop.before + stage.number)
-    bar.show(f"{stage.name}: training")
+    beside.bar.show(f"{stage.name}: training")
     with _heard(warned):
         shop.method.begin_task(task)
     if (found := trained.take_back(shop, stage)) is None:
-        found = _fit(shop, task, stage, bar, stop)
+        found = _fit(shop, task, stage, beside)
     else:
-        bar.advance(stage.work)
+        beside.bar.advance(stage.work)
     if count := max((entry.get("left_out", 0) for entry in found[1]), default=0):
         warned.append(f"steps that were left out because their gradients were not finite: {count}")
     return found
 
 
-def _fit(shop: Workshop, task: Task, stage: Stage, bar: WorkBar, stop: Stop) -> tuple[int, list[Any]]:
-    steps = StepBar(bar, stage.name, stage.work)
+def _fit(shop: Workshop, task: Task, stage: Stage, beside: _Beside) -> tuple[int, list[Any]]:
+    steps, stop = StepBar(beside.bar, stage.name, stage.work), beside.stop
     how: dict[str, Any] = {
         "head_learning_rate": shop.config.heads.learning_rate,
         "packing": shop.config.language.packing,
         "not_finite": shop.config.not_finite or "stop",
-        "callbacks": [steps, stop],
+        "callbacks": [steps, stop, beside.trackers],
     }
     with stop.stepping(stage.name):
         try:

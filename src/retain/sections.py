@@ -21,6 +21,7 @@ OURS = {  # keywords of TrainingArguments that a run sets itself
     "save_only_model": "a training could not continue from such checkpoints",
     "label_smoothing_factor": "the loss is the task's own likelihood, which the Fisher information is of",
 }
+OF_THE_RUN = {"report_to", "run_name"}  # and not of one of its tasks
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
@@ -110,6 +111,8 @@ class TaskConfig(Section):
     @field_validator("training")
     @classmethod
     def _training(cls, training: dict[str, Any]) -> dict[str, Any]:
+        for key in training.keys() & OF_THE_RUN:
+            raise ValueError(f"{key!r} cannot be set here: trackers follow the whole run; write it in its `training`")
         return checked_training(training)
 
     @model_validator(mode="after")

@@ -1,0 +1,98 @@
+"""Trackers such as TensorBoard, W&B, MLflow and trackio: one run of theirs for a stream, by transformers' callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from retain import ranks, scores
+from retain.results import KINDS
+from retain.tokenwise import levels, per_token
+
+Records = Sequence[Mapping[str, Any]]
+
+
+class Trackers(TrainerCallback):
+    """Passes on what every training logs, on one axis of optimizer steps, and what is scored after it.
+
+    A Trainer begins and ends the trackers of its own ``report_to`` with its training. These stay from task to task, and
+    of a Trainer they hear only what it logs and saves.
+
+    Args:
+        arguments: whose ``report_to`` names the trackers; what they write themselves goes to its ``output_dir``.
+        model: that they may describe.
+        learned: records of the stages that are finished, behind which the axis goes on.
+
+    Raises:
+        RuntimeError: a tracker that is not installed.
+    """
+
+    def __init__(self, arguments: TrainingArguments, model: Any, learned: Records) -> None:
+        self.callbacks = [callback() for callback in get_reporting_integration_callbacks(arguments.report_to)]
+        self.arguments, self.model, self.start = arguments, model, sum(map(_steps, learned))
+        first = ranks.first()
+        self.state = TrainerState(global_step=self.start, is_world_process_zero=first, is_local_process_zero=first)
+
+    def __enter__(self) -> Trackers:
+        self._pass("on_train_begin")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pass("on_train_end")
+
+    def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, Any], **_: Any) -> None:
+        self.state.global_step = self.start + state.global_step
+        self._pass("on_log", logs=logs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        for callback in self.callbacks:
+            callback.on_save(args, state, control, **more)
+
+    def tell(self, records: Records, scenario: str) -> None:
+        """Log the scores of the last of ``records``, at the step where its training has ended."""
+        self.start = self.state.global_step = sum(map(_steps, records))
+        self._pass("on_log", logs={f"eval_{name}": value for name, value in reading(records, scenario).items()})
+
+    def _pass(self, event: str, **more: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self.arguments, self.state, TrainerControl(), model=self.model, **more)
+
+
+def reading(records: Records, scenario: str) -> dict[str, float]:
+    """What the last of ``records`` says of the tasks learned so far, or of all where none is: numbers by name.
+
+    ``accuracy/TASK`` or, of language models, ``nats_per_token/TASK``; ``loss/TASK`` in nats an example; what tasks are
+    asked, as ``METRIC/TASK``; ``average_accuracy``, ``forgetting`` as in ``results.json`` up to here; and the
+    ``foreseen_rise`` of the earlier tasks' loss beside the ``measured_rise``.
+    """
+    last = records[-1]
+    names = list(last["tasks"])[: last["learned"]] or list(last["tasks"])
+    nats = "tokens" in last["tasks"][names[0]]
+    unit, kind = "nats_per_token" if nats else "accuracy", KINDS[scenario][0]
+
+    def level(entry: Mapping[str, Any]) -> float:
+        return per_token(entry) if nats else entry[kind].count("1") / len(entry[kind])
+
+    found = {f"{unit}/{name}": level(last["tasks"][name]) for name in names}
+    found[f"average_{unit}"] = float(np.mean(list(found.values())))
+    for name in names:
+        found[f"loss/{name}"] = last["tasks"][name]["loss"]
+        answers = last["tasks"][name].get("answers", {})
+        found |= {f"{metric}/{name}": float(np.mean(values)) for metric, values in answers.items()}
+    if "guard" in last:
+        found[f"{unit}/{last['guard']['name']}"] = level(last["guard"])
+    if len(names) > 1 and len(records) == len(names) + 1:
+        matrix = np.array([[level(record["tasks"][name]) for name in names] for record in records])
+        found["forgetting"] = levels(matrix)["forgetting"] if nats else scores.forgetting(matrix)
+    if rise := last.get("calibration"):
+        found |= {f"{key}_rise": rise["total"][key] for key in ("foreseen", "measured")}
+    return found
+
+
+def _steps(record: Mapping[str, Any]) -> int:
+    """The optimizer steps of a stage, those of earlier sittings too."""
+    return max([record.get("steps", 0), *(entry["step"] for entry in record.get("history", ()))])
