@@ -102,10 +102,21 @@ def test_auto_is_the_factor() -> None:
         (True, "True is not allowed"),
         (-1, "at least 0 and finite, got -1"),
         ({"budgt": 1}, "unknown key 'budgt'.*did you mean 'budget'"),
-        ({"budget": 0}, "strength.budget: 0 is not allowed; expected nats above 0"),
+        ({"budget": 0}, "strength.budget: 0 is not allowed; expected nats above 0, or a share such as '2%'"),
+        ({"budget": "2"}, "strength.budget: '2' is not allowed"),
+        ({"budget": "100%"}, "strength.budget: '100%' is not allowed"),
+        ({"budget": "a%"}, "strength.budget: 'a%' is not allowed"),
+        ({"budget": 1, "rollback": "yes"}, "strength.rollback: 'yes' is not allowed; expected true or false"),
         ({}, "strength.budget: None is not allowed"),
     ],
 )
 def test_a_strength_that_is_none_is_refused(strength: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_strength(strength)
+
+
+def test_a_share_is_a_budget_in_another_unit() -> None:
+    multiplier = Multiplier({"budget": "2%"}, 10.0)
+    multiplier.begin(0.5)
+    assert (multiplier.unit, multiplier.allowed) == ("%", pytest.approx(0.04))
+    assert (multiplier.said(2), Multiplier({"budget": 0.05}, 10.0).said(2)) == ("4.00%", "0.1 nats")

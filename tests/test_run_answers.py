@@ -137,3 +137,15 @@ def test_levels_of_what_is_better_higher_and_not_asked_of_all() -> None:
     assert levels(matrix, "higher") == pytest.approx(
         {"untouched": 0.2, "just_learned": 0.85, "final": 0.65, "gained": 0.65, "forgetting": 0.45}
     )
+
+
+def test_a_share_of_scores_that_there_are_not_is_no_budget() -> None:
+    document = {
+        "model": {"path": "m", "kind": "causal-lm"},
+        "method": {"strength": {"budget": "2%"}},
+        "tasks": [{"name": "a", "path": "p"}],
+    }
+    with pytest.raises(
+        ConfigError, match=r"budget is '2%' of the tasks' scores.* `metrics` or `options`; expected nats"
+    ):
+        parse(document)

@@ -43,21 +43,47 @@ def calibrate(
     return {"total": _compared(foreseen["total"], total, variance**0.5), "tasks": tasks}
 
 
-def note(method: Method, task: str, rise: Mapping[str, Any]) -> dict[str, Any]:
+def shares_lost(
+    remembered: Mapping[str, float], before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
+) -> tuple[float, float] | None:
+    """The share of its score that each earlier task has lost over one training, summed, and its standard error.
+
+    Paired by test row; where hardly any row differs, the error is at least what one row would make. None if no task has
+    a score to lose.
+
+    Args:
+        remembered: how much each earlier task counts, by name.
+        before: what each test row scored at the last boundary (n,), by task; a task without scores is left out.
+        after: the same now.
+    """
+    lost, variance, scored = 0.0, 0.0, False
+    for name, weight in remembered.items():
+        if name in before and (had := before[name].mean()):
+            shares, scored = (before[name] - after[name]) / had, True
+            error = max(shares.std() / len(shares) ** 0.5, 1 / (len(shares) * had))
+            lost, variance = lost + weight * shares.mean(), variance + (weight * error) ** 2
+    return (float(lost), float(variance**0.5)) if scored else None
+
+
+def note(
+    method: Method, task: str, rise: Mapping[str, Any], share: tuple[float, float] | None = None
+) -> dict[str, Any]:
     """Tell ``method`` what a training has cost; returns how it had read its gauge, and the factor from now on.
 
     Args:
         method: after ``end_task``.
         task: the one just learned.
         rise: the "total" of ``calibrate``.
+        share: what ``shares_lost`` gave.
     """
     before = method.factor
     if before is None:
         return {}
     error = math.inf if rise["standard_error"] is None else rise["standard_error"]
-    method.calibrate(task, rise["foreseen"], rise["measured"], error)
+    method.calibrate(task, rise["foreseen"], rise["measured"], error, share)
     after = method.factor or before
-    return (before.read(rise["foreseen"]) if before.boundaries else {}) | {"factor": asdict(after)}
+    told = {} if share is None else {"share_lost": {"measured": share[0], "standard_error": share[1]}}
+    return told | (before.read(rise["foreseen"]) if before.boundaries else {}) | {"factor": asdict(after)}
 
 
 def doubts(calibration: Mapping[str, Any], strength: float, task: str, loss: float) -> list[str]:

@@ -123,6 +123,7 @@ class ContinualCallback(TrainerCallback):
         self._freeze()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.method.finish()
         self.detach()
         self.trainer = None
 

@@ -26,6 +26,7 @@ from retain.sections import (
     Text,
     check_guard,
     check_keywords,
+    check_scored,
     check_task_kind,
     checked_training,
 )
@@ -116,6 +117,8 @@ class RunConfig(Section):
                 check_task_kind(task, info.data["model"].kind)
             except ValueError as error:
                 raise Within(str(number), error) from None
+        if "model" in info.data and info.data["model"].kind == "causal-lm":
+            check_scored(info.data.get("method", {}).get("strength"), tasks)
         return tasks
 
     @field_validator("guard")

@@ -122,7 +122,9 @@ class Method:
         """How many measured nats a foreseen one stands for; None where nothing is foreseen."""
         return None
 
-    def calibrate(self, task: str, foreseen: float, measured: float, error: float) -> None:
+    def calibrate(
+        self, task: str, foreseen: float, measured: float, error: float, share: tuple[float, float] | None = None
+    ) -> None:
         """Take note of what learning ``task`` has cost the earlier ones, for what is foreseen from now on.
 
         Args:
@@ -130,6 +132,8 @@ class Method:
             foreseen: the total of ``predicted_rise`` before ``end_task``.
             measured: the rise of the earlier tasks' loss over the same training, each counted as in ``remembered``.
             error: the standard error of ``measured``.
+            share: of the earlier tasks' score that the same training has cost, and its standard error; None if there is
+                no score.
         """
 
     @property
@@ -142,6 +146,9 @@ class Method:
 
     def after_step(self) -> None:
         """Called when the optimizer has moved the parameters."""
+
+    def finish(self) -> None:
+        """Training has taken its last step; nothing has read the weights yet. ``ContinualCallback`` calls it."""
 
     def end_task(self, task: Task) -> None:
         """Measure, consolidate, remember. The function that was trained stays what it is."""

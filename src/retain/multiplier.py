@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retain.mistakes import Within, check_names
 
-Strength = float | Literal["auto"] | Mapping[str, float]
+Strength = float | Literal["auto"] | Mapping[str, float | str | bool]
 
 RATE = 0.1  # of the logarithm a step, where the rise is a factor e or more from what is allowed
 STEEP = 10.0  # times the multiplier: the most that a rise beyond what is allowed weighs
@@ -32,20 +32,24 @@ class Multiplier:
     the damping as the proportional part of a PID Lagrangian (arXiv 2007.03964).
 
     Attributes:
+        budget: in ``unit``, if there is one.
+        unit: "nats", or "%": a share of the score that the earlier tasks have.
+        rolls_back: whether a training that ends beyond its budget goes back to where it was last inside.
         allowed: of R, in the units of R; infinite without a budget.
         steps: that the multiplier has made in the present task.
     """
 
     def __init__(self, strength: Strength, default: float) -> None:
         self.given, self.default = strength, default
+        given = strength if isinstance(strength, Mapping) else {}
+        self.budget: float | None = None
+        self.unit = "nats"
+        if given:
+            self.budget, self.unit = _amount(given["budget"])
+        self.rolls_back = bool(given.get("rollback"))
         self.fixed = float(strength) if isinstance(strength, int | float) else default
         self.allowed, self.steps, self._weighed = math.inf, 0, False
         self.log, self.rise = torch.tensor(math.log(self.fixed or 1.0)), torch.tensor(0.0)
-
-    @property
-    def budget(self) -> float | None:
-        """In nats, if there is one."""
-        return float(self.given["budget"]) if isinstance(self.given, Mapping) else None
 
     @property
     def value(self) -> float:
@@ -59,6 +63,16 @@ class Multiplier:
         elif self.budget is not None:
             self.allowed, self.steps = self.budget / factor, 0
             self.rise = torch.zeros_like(self.rise)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the weights, as they were weighed since the last step, keep the budget."""
+        return self._weighed and float(self.rise) <= self.allowed
+
+    def said(self, used: float) -> str:
+        """So many times the budget, with its unit."""
+        amount = used * (self.budget or 0.0)
+        return f"{amount:.2g} nats" if self.unit == "nats" else f"{amount:.2%}"
 
     def weigh(self, rise: Tensor, penalty: Tensor | None = None) -> Tensor:
         """What R adds to the loss. ``penalty``, if it is not R itself, differs from it by a constant."""
@@ -103,13 +117,29 @@ def check_strength(strength: Any) -> None:
         return
     if isinstance(strength, Mapping):
         try:
-            check_names(strength, ["budget"], "strength")
+            check_names(strength, ["budget", "rollback"], "strength")
         except ValueError as error:
             raise Within("strength", error) from None
-        budget = strength.get("budget")
-        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
-            raise Within("strength.budget", f"{budget!r} is not allowed; expected nats above 0")
+        _amount(strength.get("budget"))
+        if not isinstance(rollback := strength.get("rollback", False), bool):
+            raise Within("strength.rollback", f"{rollback!r} is not allowed; expected true or false")
     elif isinstance(strength, bool) or not isinstance(strength, int | float):
         raise Within("strength", f"{strength!r} is not allowed; expected a number, 'auto' or {{budget: nats}}")
     elif not 0 <= strength < math.inf:
         raise ValueError(f"strength must be at least 0 and finite, got {strength}")
+
+
+def _amount(budget: Any) -> tuple[float, str]:
+    """A budget and its unit.
+
+    Raises:
+        ValueError: what came and what is allowed.
+    """
+    try:
+        if isinstance(budget, str) and budget.endswith("%") and 0 < (share := float(budget[:-1])) < 100:
+            return share / 100, "%"
+    except ValueError:
+        pass
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+        raise Within("strength.budget", f"{budget!r} is not allowed; expected nats above 0, or a share such as '2%'")
+    return float(budget), "nats"

@@ -19,6 +19,10 @@ from retain.task import Task
 
 # Of the first task's movement: a later task that moves the weights less is held fast.
 FROZEN = 0.03
+# Of its score that a task loses with a nat of its loss, about: expected until it was measured.
+SHARE_OF_NAT = 0.35
+# Before the names of parameters in what is kept of a training.
+INSIDE = "multiplier_inside/"
 # Times what a budget allows: a rise beyond is worth a warning.
 MISSED = 1.25
 
@@ -30,8 +34,10 @@ class Protection(Method):
         default: the strength if none is given, and the factor that is expected between foreseen and measured nats.
         multiplier: what a foreseen nat weighs, see ``retain.multiplier``.
         calibration: of each training after the first, by the task that it learned: the rise that was foreseen, the rise
-            that was measured, its standard error (3,).
+            that was measured, its standard error (3,); where scores were measured, too, the share that was lost and its
+            standard error (5,).
         reached: the logarithm of the multiplier at the last boundary, by the latest task; empty without a budget.
+        inside: with a budget that rolls back, the trained parameters where the present training kept it last, by name.
         moved: of what was trained first, by name: the square of how far it moved, and on how many rows.
     """
 
@@ -45,6 +51,8 @@ class Protection(Method):
         self.calibration: dict[str, Tensor] = {}
         self.reached: dict[str, Tensor] = {}
         self.moved: dict[str, Tensor] = {}
+        self.inside: dict[str, Tensor] = {}
+        self._since = 0
 
     @property
     def strength(self) -> float:  # type: ignore[override]
@@ -54,7 +62,13 @@ class Protection(Method):
     @property
     def factor(self) -> Factor:
         """Measured nats that a foreseen one stands for, after what was measured so far."""
-        return factor((entry.tolist() for _, entry in sorted(self.calibration.items())), self.default)
+        return factor((entry.tolist()[:3] for _, entry in sorted(self.calibration.items())), self.default)
+
+    @property
+    def shares(self) -> Factor:
+        """The share of their score that earlier tasks lose with a foreseen nat, after what was measured so far."""
+        entries = [entry.tolist() for _, entry in sorted(self.calibration.items()) if len(entry) == 5]
+        return factor(((foreseen, *lost) for foreseen, _, _, *lost in entries), self.default * SHARE_OF_NAT)
 
     def reading(self) -> dict[str, float]:
         """Of ``predicted_rise`` the total and each task that is told apart; calibrated once a rise was measured."""
@@ -69,47 +83,89 @@ class Protection(Method):
             found["strength"] = self.strength
         return found
 
-    def calibrate(self, task: str, foreseen: float, measured: float, error: float) -> None:
-        self.calibration[task] = torch.tensor([foreseen, measured, error])
+    def calibrate(
+        self, task: str, foreseen: float, measured: float, error: float, share: tuple[float, float] | None = None
+    ) -> None:
+        self.calibration[task] = torch.tensor([foreseen, measured, error, *(share or ())])
 
     def begin_task(self, task: Task) -> None:
         self.multiplier.log = next(iter(self.reached.values()), self.multiplier.log)
-        self.multiplier.begin(self.factor.middle)
+        self.multiplier.begin((self.factor if self.multiplier.unit == "nats" else self.shares).middle)
+        self.inside, self._since = {}, 0
+
+    def before_step(self) -> None:
+        if self.multiplier.rolls_back and self.multiplier.inside:
+            self.inside, self._since = {name: p.detach().clone() for name, p in self._trained.items()}, 0
 
     def after_step(self) -> None:
         self.multiplier.step()
+        self._since += 1
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        if not self.inside:
+            return
+        if self.predicted_rise()["total"] > self.multiplier.allowed:
+            for name, parameter in self._trained.items():
+                parameter.copy_(self.inside[name])
+            self.multiplier.rise = torch.tensor(self.predicted_rise()["total"])
+        else:
+            self._since = 0
+        self.inside = {}
 
     def end_task(self, task: Task) -> None:
-        if self.learned and (budget := self.multiplier.budget) is not None:
-            self._settle(task, budget)
+        if self.learned and self.multiplier.budget is not None:
+            self._settle(task)
             self.reached = {task.name: self.multiplier.log}
         super().end_task(task)
 
     def progress(self) -> dict[str, Tensor]:
-        return self.multiplier.state() if self.learned else {}
+        if not self.learned:
+            return {}
+        inside = {f"{INSIDE}{name}": tensor for name, tensor in self.inside.items()}
+        return self.multiplier.state() | inside | ({"multiplier_since": torch.tensor(self._since)} if inside else {})
 
     def load_progress(self, state: Mapping[str, Tensor]) -> None:
-        if Protection.progress(self).keys() != state.keys():
+        inside = {key.removeprefix(INSIDE): tensor for key, tensor in state.items() if key.startswith(INSIDE)}
+        known = self.multiplier.state().keys() if self.learned else set()
+        extra = {"multiplier_since", *(f"{INSIDE}{name}" for name in self._trained)} if inside else set()
+        if known | extra != state.keys() or (inside and not self.multiplier.rolls_back):
             raise ValueError("the progress of a training is of another method, or of another kind of `strength`")
         if state:
             self.multiplier.load(state)
+        if inside:
+            self._since = int(state["multiplier_since"])
+            self.inside = {name: inside[name].to(p.device) for name, p in self._trained.items()}
 
-    def _settle(self, task: Task, budget: float) -> None:
+    @property
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _settle(self, task: Task) -> None:
         """Say how the budget was kept, and warn if it was not."""
         multiplier = self.multiplier
         if not multiplier.steps:
             warnings.warn(
-                f"strength: {{budget: {budget:g}}} has not been looked after: no step was told to the method while "
+                f"the budget of {multiplier.said(1)} has not been looked after: no step was told to the method while "
                 f"{task.name!r} trained; call attach(optimizer, method)",
                 stacklevel=4,
             )
             return
+        if self.inside:
+            warnings.warn(
+                f"a rollback to the budget of {multiplier.said(1)} has not been looked after while {task.name!r} "
+                "trained; call method.finish() between the last step and what reads the weights",
+                stacklevel=4,
+            )
         used = float(multiplier.rise) / multiplier.allowed
         self.boundary["budget_used"] = used
+        if multiplier.rolls_back:
+            self.boundary["rolled_back"] = self._since
         if used > MISSED:
             warnings.warn(
-                f"the budget of {budget:g} nats could not be kept while {task.name!r} trained: {used * budget:.2g} is "
-                "the best that was reached. The learning rate is too high for it, or the training too short",
+                f"the budget of {multiplier.said(1)} could not be kept while {task.name!r} trained: "
+                f"{multiplier.said(used)} is the best that was reached. The learning rate is too high for it, or the "
+                "training too short",
                 stacklevel=4,
             )
 

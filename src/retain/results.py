@@ -62,6 +62,20 @@ def row_losses(found: Mapping[str, Score]) -> dict[str, Tensor]:
     return {name: score.losses.float() for name, score in found.items() if score.losses is not None}
 
 
+def row_scores(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """What each test row scored in [0, 1], the task known, by task; of a language model by the first of its metrics.
+
+    ``entries`` are the "tasks" of a record; those without scores are left out.
+    """
+    found = {}
+    for name, entry in entries.items():
+        if "known" in entry:
+            found[name] = np.array([int(bit) for bit in entry["known"]], dtype=float)
+        elif "answers" in entry:
+            found[name] = np.array(next(iter(entry["answers"].values())))
+    return found
+
+
 def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Everything that ``results.json`` holds, from the records of all stages.
 

@@ -22,7 +22,7 @@ from retain import config as configuration
 from retain import ranks, store, trained
 from retain.answers import answers
 from retain.artefact import Manifest, keep_origin, origin
-from retain.calibration import calibrate, doubts, note
+from retain.calibration import calibrate, doubts, note, shares_lost
 from retain.card import card
 from retain.checkpoints import last_checkpoint
 from retain.config import RunConfig
@@ -34,7 +34,7 @@ from retain.hf import fit
 from retain.ledger import LEDGER, Ledger
 from retain.progress import StepBar, WorkBar
 from retain.provenance import begun, ended, opened
-from retain.results import headline, record, results, row_losses
+from retain.results import headline, record, results, row_losses, row_scores
 from retain.stopping import Stop
 from retain.task import Task
 from retain.trackers import Trackers
@@ -161,10 +161,11 @@ def _work(shop: Workshop, stage: Stage, last: Path, beside: _Beside) -> None:
         found["boundary"] |= {"foreseen": foreseen["total"]}  # the rows to measure it on are elsewhere
     elif foreseen:
         compared = calibrate(foreseen, remembered, store.read_tensors(last / LOSSES), row_losses(scores))
-        compared["total"] |= note(shop.method, stage.name, compared["total"])
+        before, now = store.read_json(last / "scores.json")["tasks"], record(stage.number, scores)["tasks"]
+        lost = shares_lost(remembered, row_scores(before), row_scores(now))
+        compared["total"] |= note(shop.method, stage.name, compared["total"], lost)
         found["calibration"] = compared
-        loss = store.read_json(last / "scores.json")["tasks"][stage.name]["loss"]
-        warned += doubts(compared, strength, stage.name, loss)
+        warned += doubts(compared, strength, stage.name, before[stage.name]["loss"])
     clock.lap("evaluate")
     ranks.wait()  # until all have read what belongs to the stage before
     if book is not None:

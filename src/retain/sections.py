@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
@@ -140,6 +140,20 @@ class GuardConfig(TaskConfig):
 OF_CLASSES = ("label", "classes", "split_by_class", "image")  # keys of a task that say what its classes are
 OF_LANGUAGE = ("format", "metrics", "options", "max_new_tokens")
 ASKED = OF_LANGUAGE[1:]
+
+
+def check_scored(strength: Any, tasks: Sequence[TaskConfig]) -> None:
+    """Refuse a budget that is a share of a score where language models have none.
+
+    Raises:
+        ValueError: what it counts, and where scores come from.
+    """
+    budget = strength.get("budget") if isinstance(strength, dict) else None
+    if isinstance(budget, str) and not all(task.metrics or task.options for task in tasks):
+        raise ValueError(
+            f"method.strength.budget is {budget!r} of the tasks' scores, which a language model has only where each "
+            "task says `metrics` or `options`; expected nats"
+        )
 
 
 def check_guard(guard: GuardConfig, kind: str, tasks: Iterable[str]) -> None:
