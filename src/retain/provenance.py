@@ -15,7 +15,7 @@ import pyarrow as pa
 from retain import config as configuration
 from retain import store
 from retain.files import StoreError
-from retain.ledger import Ledger
+from retain.ledger import LEDGER, Ledger
 from retain.task import Task
 from retain.workshop import Stage, Workshop
 
@@ -59,6 +59,26 @@ def unsettled(entries: Iterable[dict[str, Any]], finished: Sequence[Stage]) -> l
     return [
         s for s in finished if s.name not in adopted and (s.number, store.hash_of(s.folder / store.DONE)) not in ends
     ]
+
+
+def settle(folder: Path, stages: Sequence[Path], entries: Sequence[dict[str, Any]]) -> None:
+    """See that each of the finished ``stages`` is the one whose end ``entries`` tell, and the other way round.
+
+    Raises:
+        StoreError: a stage that no line tells of, one that is gone, or a file that is not what was written.
+    """
+    told = {e["done"]: e["name"] for e in entries if e["event"] == "end"}
+    adopted = {name for e in entries if e["event"] == "adopted" for name in e["stages"]}
+    for path in stages:
+        done = store.hash_of(path / store.DONE)
+        own = path.name.partition("-")[2] or "the untouched model"
+        if done not in told and own not in adopted:
+            raise StoreError(f"{folder / LEDGER}: tells no end of {path}: lines are missing, or its `done` is another")
+        told.pop(done, None)
+        kept = [n for n in ("scores.json", "adapter", "state") if (path / n).exists() or n == "scores.json"]
+        store.verify(path, *kept)
+    if told:
+        raise StoreError(f"{folder}: the finished stage {next(iter(told.values()))!r} of the ledger is gone")
 
 
 def begun(ledger: Ledger, shop: Workshop, stage: Stage) -> None:

@@ -19,6 +19,7 @@ from retain import files, store
 from retain.commands.inspect import inspect
 from retain.report import report
 from retain.report.page import page
+from retain.report.read import read_run
 from retain.run import run
 from runs import quiet, settings
 
@@ -52,6 +53,7 @@ def finished(bert: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     folder = tmp_path_factory.mktemp("report")
     run(settings(bert, folder, method={"name": "ewc-lora", "fisher": {"samples": 4}}), quiet())
     output = folder / "out"
+    shutil.copytree(output, folder / "whole")
     first, last = output / "tasks" / "00-mood" / "scores.json", output / "tasks" / "02-greek" / "scores.json"
     for path, bits in ((first, "1"), (last, "0")):
         record = store.read_json(path)
@@ -78,19 +80,24 @@ def test_the_curve_of_a_sweep_is_shown_beside_it_and_in_it(finished: Path, tmp_p
         return (tmp_path / "page.html").read_text(encoding="utf-8")
 
     def point(value: float, learned: float, run: str) -> dict[str, Any]:
-        known = {name: {"mean": mean, "std": None} for name, mean in (("learned", learned), ("forgetting", 0.1))}
+        means = {"learned": learned, "forgetting": 0.1, "final": 0.6}
+        known = {name: {"mean": mean, "std": 0.02} for name, mean in means.items()}
         return known | {"value": value, "front": learned > 0.5, "complete": True, "runs": {"0": run}}
 
     points = [point(10.0, 0.9, "ewc-lora/strength=10/seed-0"), point(77.0, 0.4, "ewc-lora/strength=77/seed-0")]
     curves = {"ewc-lora": {"keyword": "strength", "knee": 10.0, "points": points}}
-    content = {"curves": curves, "unit": "share of rows", "learned": "learning accuracy"}
+    content = {"curves": curves, "unit": "share of rows", "learned": "learning accuracy", "seeds": [0]}
+    content["steps"] = {"taken": 37, "apart": 45}
     assert "Stability against plasticity" not in html(finished)
     store.write_json(tmp_path / "bot-sweep" / "sweep.json", content)
     for place in ("bot", "bot-sweep/ewc-lora/strength=10/seed-0"):
         shutil.copytree(finished, tmp_path / place)
         shown = html(tmp_path / place)
         assert "Stability against plasticity" in shown and ">77<" in shown and "forgetting, share of rows" in shown
-        assert (">this run<" in shown) == ("seed-0" in place)
+        assert (">this run<" in shown) == ("seed-0" in place) and "37 optimizer steps" in shown
+        own = "nothing better in both, knee" + ", this run" * ("seed-0" in place)
+        cells = f'<td>0.900 ± 0.020</td><td>0.100 ± 0.020</td><td>0.600 ± 0.020</td><td class="text">{own}</td>'
+        assert f'<th scope="row">ewc-lora, strength 10</th>{cells}' in shown
 
 
 def test_forgotten_rows_are_shown_with_text_and_label(finished: Path, bert: str, tmp_path: Path) -> None:
@@ -110,6 +117,18 @@ def test_nobodys_data_are_read_if_none_are_to_be_shown(
     report([finished], tmp_path / "page.html", examples=0)
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "mood: 4 of 4 forgotten" in html and '<td class="text">' not in html.split("What was forgotten")[1]
+
+
+def test_the_ledger_is_told_or_why_it_is_not_trusted(finished: Path) -> None:
+    assert "tells no end of" in page([read_run(finished)], 0)  # the fixture has changed two of its stages
+    whole = read_run(finished.parent / "whole")
+    html = page([whole], 0)
+    assert "9 lines, each with a hash" in html and "torch 2" in html and "peft 0" in html
+    line = r'<th scope="row">([^<]*)</th><td>[-0-9]{10} [:0-9]{5}</td><td>[^<]*</td><td>([^<]*)</td><td>(\d+)<'
+    stages = [("the untouched model", "none"), *((name, f"{name} 16") for name in ("mood", "sport", "greek"))]
+    assert re.findall(line, html) == [(*stage, "12") for stage in stages]
+    (whole.folder / "ledger.jsonl").unlink()
+    assert "nothing says which rows were read when" in page([whole], 0)
 
 
 def test_data_that_are_gone_are_said_to_be(finished: Path, tmp_path: Path) -> None:

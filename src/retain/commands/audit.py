@@ -12,6 +12,7 @@ from retain import config as configuration
 from retain import ledger, store
 from retain.files import StoreError
 from retain.ledger import LEDGER, Entry
+from retain.provenance import settle
 
 # kind of state -> what it is, to somebody who is responsible for the rows
 KINDS = {
@@ -45,7 +46,7 @@ def audit(folder: Path, console: Console) -> None:
     entries = ledger.read(folder / LEDGER)
     names = {e["number"]: e["name"] for e in entries if e["event"] == "end"}
     folders = [path for path in store.stage_folders(folder) if store.is_closed(path)]
-    _settle(folder, folders, entries)
+    settle(folder, folders, entries)
     console.print(
         f"{folder / LEDGER}: {len(entries)} lines, every hash follows from the line before; "
         f"the files of {len(folders)} finished stages are those that were written",
@@ -59,22 +60,6 @@ def audit(folder: Path, console: Console) -> None:
     tensors = {} if state is None else store.read_tensors(state / "method.safetensors")
     _print_reads(console, entries, names, tensors)
     _print_kept(console, configuration.load(folder / "config.yaml").method["name"], tensors)
-
-
-def _settle(folder: Path, folders: list[Path], entries: list[Entry]) -> None:
-    """See that every finished stage is the one whose end the ledger tells, and the other way round."""
-    told = {e["done"]: e["name"] for e in entries if e["event"] == "end"}
-    adopted = {name for e in entries if e["event"] == "adopted" for name in e["stages"]}
-    for path in folders:
-        done = store.hash_of(path / store.DONE)
-        own = path.name.partition("-")[2] or "the untouched model"
-        if done not in told and own not in adopted:
-            raise StoreError(f"{folder / LEDGER}: tells no end of {path}: lines are missing, or its `done` is another")
-        told.pop(done, None)
-        kept = [n for n in ("scores.json", "adapter", "state") if (path / n).exists() or n == "scores.json"]
-        store.verify(path, *kept)
-    if told:
-        raise StoreError(f"{folder}: the finished stage {next(iter(told.values()))!r} of the ledger is gone")
 
 
 def _told(entry: Entry) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,32 @@ from retain import store
 from retain.plots import style, svg
 
 SWEPT, DEPTH = "sweep.json", 3  # folders above a run: seed, value, method
+COLUMNS = ("learned", "forgetting", "final")
 
 Found = Mapping[str, Any]
+Row = tuple[str, list[tuple[float | None, float | None]], str]
 
 
-def curve(folder: Path) -> str | None:
-    """The curves of the sweep that the run in ``folder`` belongs to, or that has its name; None if there is none.
+@dataclass(frozen=True)
+class Swept:
+    """A sweep as a page shows it.
+
+    Attributes:
+        figure: inline SVG.
+        rows: of every point its name, mean and standard deviation over seeds of ``COLUMNS``, and what is to be said.
+        taken: optimizer steps of all runs.
+        apart: those that as many runs would take that share nothing.
+    """
+
+    figure: str
+    rows: list[Row]
+    seeds: int
+    taken: int
+    apart: int
+
+
+def curve(folder: Path) -> Swept | None:
+    """The sweep that the run in ``folder`` belongs to, or that has its name; None if there is none.
 
     Raises:
         StoreError: the sweep's record is damaged.
@@ -28,11 +49,30 @@ def curve(folder: Path) -> str | None:
     if file is None:
         return None
     content = store.read_json(file)
-    own = here.relative_to(file.parent) if file.parent in here.parents else None
-    return svg(lambda ax: draw(ax, content, own), "What every point of the sweep learns and forgets", height=4.2)
+    own = here.relative_to(file.parent).as_posix() if file.parent in here.parents else ""
+    figure = svg(lambda ax: draw(ax, content, own), "What every point of the sweep learns and forgets", height=4.2)
+    return Swept(
+        figure, list(rows(content, own)), len(content["seeds"]), content["steps"]["taken"], content["steps"]["apart"]
+    )
 
 
-def draw(ax: Axes, content: Found, own: Path | None = None) -> None:
+def rows(content: Found, own: str = "") -> Iterator[Row]:
+    """A row for every point of a sweep's ``content``; ``own`` is the run that is looked at."""
+    for label, found in content["curves"].items():
+        for point in found["points"]:
+            value = point["value"]
+            name = label if value is None else f"{label}, {found['keyword']} {value:g}"
+            said = {
+                "not all seeds": not point["complete"],
+                "nothing better in both": point["front"],
+                "knee": value is not None and value == found["knee"],
+                "this run": own in point["runs"].values(),
+            }
+            cells = [(point[column]["mean"], point[column]["std"]) for column in COLUMNS]
+            yield name, cells, ", ".join(word for word, so in said.items() if so)
+
+
+def draw(ax: Axes, content: Found, own: str = "") -> None:
     """The curves of a sweep; a hollow marker is a point that another dominates, a ring the knee.
 
     Args:
@@ -53,7 +93,7 @@ def draw(ax: Axes, content: Found, own: Path | None = None) -> None:
         ax.plot([], [], label=label, **look)
         ax.scatter(x, y, s=36, marker=look["marker"], color=look["color"], facecolors=faces, zorder=3)
         for point, place in zip(points, zip(x, y, strict=True), strict=True):
-            if own is not None and own.as_posix() in point["runs"].values():
+            if own in point["runs"].values():
                 ax.annotate("this run", place, (8, -11), textcoords="offset points", fontsize=8, weight="bold")
             if point["value"] is None:
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from retain import files, scores, yamls
 from retain.report import figures
 from retain.report.curve import curve
 from retain.report.forgotten import flips
+from retain.report.ledger import told
 from retain.report.matrices import matrices
 from retain.report.read import Run, read_run
 from retain.report.verdict import comparable, verdict
@@ -50,7 +50,7 @@ def page(runs: Sequence[Run], examples: int) -> str:
 
 def _section(run: Run, others: Sequence[Run], examples: int) -> dict[str, Any]:
     """All that the page shows of one run."""
-    adapters = run.adapters()
+    adapters, ledger = run.adapters(), told(run.folder, run.stages)
     lead, *rest = verdict(run, others)
     drawn = {
         "accuracy": figures.accuracy(run),
@@ -58,7 +58,6 @@ def _section(run: Run, others: Sequence[Run], examples: int) -> dict[str, Any]:
         "growth": figures.growth(run),
         "drift": figures.drift(run, adapters),
         "spectrum": figures.spectrum(adapters),
-        "curve": curve(run.folder),
     }
     return {
         "run": run,
@@ -67,6 +66,8 @@ def _section(run: Run, others: Sequence[Run], examples: int) -> dict[str, Any]:
         "matrices": matrices(run, others),
         "scores": _scores(run),
         "figures": drawn,
+        "sweep": curve(run.folder),
+        "ledger": ledger,
         "calibration": run.results["calibration"],
         **_forgotten(run, examples),
         "storage": _storage(run),
@@ -75,7 +76,7 @@ def _section(run: Run, others: Sequence[Run], examples: int) -> dict[str, Any]:
         "seconds": run.results["seconds"],
         "settings": yamls.write(run.config),
         "loading": _loading(run),
-        "versions": {"retain": run.results["retain"], "python": platform.python_version()},
+        "versions": ledger.versions or {"retain": run.results["retain"]},
     }
 
 
@@ -142,4 +143,5 @@ def _template() -> jinja2.Template:
     )
     environment.filters |= {"human": human, "human_time": human_time}
     environment.filters["number"] = lambda x, form=".3f": "·" if x is None or np.isnan(x) else format(x, form)
+    environment.filters["times"] = lambda ratio: f"{1 / ratio:.0f}" if abs(ratio) < 0.1 else f"{1 / ratio:.2g}"
     return environment.get_template("page.html.jinja")
