@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint types test check slow cuda demo docs format clean
+.PHONY: help install lint types test check slow cuda oldest demo docs format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,14 @@ slow: $(INSTALLED)  ## The tests that train for longer or read real data
 
 cuda: $(INSTALLED)  ## The tests that need a GPU, for a .venv whose torch has CUDA
 	$(BIN)/python -m pytest -m cuda
+
+oldest: build/oldest/.installed  ## What depends on other libraries, with the oldest versions that pyproject.toml allows
+	build/oldest/bin/python -m pytest -m "versions and not slow"
+
+build/oldest/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip install -c constraints-oldest.txt -e ".[trl,vision]" hypothesis pytest pytest-timeout
+	@touch $@
 
 demo: $(INSTALLED)  ## A stream of real tasks under three methods; QUICK=1 for the short one
 	$(BIN)/retain demo $(if $(QUICK),--quick)

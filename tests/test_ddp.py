@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, TrainingArguments
 
@@ -148,15 +147,3 @@ def test_a_run_of_two_processes_writes_once_what_one_writes(bert: str, tmp_path:
     assert one == other and files.keys() == expected.keys()
     ours, theirs = (load_file(tmp_path / which / "out/adapter/adapter_model.safetensors") for which in ("two", "one"))
     assert all(torch.allclose(ours[name], tensor, atol=1e-5) for name, tensor in theirs.items())
-
-
-def sharded() -> str:
-    method = RULES["ewc"](steady_bert(), seed=0)
-    fully_shard(method.model)
-    with pytest.raises(ValueError, match="EWC reads and writes whole parameters") as error:
-        attach(torch.optim.SGD(method.model.parameters()), method)
-    return str(error.value)
-
-
-def test_a_sharded_model_is_refused(tmp_path: Path) -> None:
-    assert all("use DistributedDataParallel" in message for message in together(sharded, tmp_path))

@@ -26,7 +26,7 @@ from retain.task import Task, evaluating, forward
 from runs import slow_but
 from streams import word_tokenizer
 
-pytestmark = pytest.mark.usefixtures("fast_runs")
+pytestmark = [pytest.mark.usefixtures("fast_runs"), pytest.mark.versions]
 ROWS = 16
 
 

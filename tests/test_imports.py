@@ -47,6 +47,8 @@ FLOORS = (
         "multiplier",
         "protection",
         "gradients",
+        "sharding",
+        "precision",
         "hooks",
         "grouping",
         "taskgraph",

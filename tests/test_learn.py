@@ -25,6 +25,8 @@ from streams import word_tokenizer
 
 trl = pytest.importorskip("trl")
 
+pytestmark = pytest.mark.versions
+
 IN_TURN = [name for name in METHODS if name != "joint"]
 QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "bf16": False, "logging_strategy": "no"}
 FIXED = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "max_grad_norm": 0, "save_strategy": "no"}
@@ -90,6 +92,20 @@ def test_a_trainer_of_labels_learns_two_tasks(tmp_path: Path) -> None:
         output = learn(Trainer(method.model, arguments, train_dataset=rows), method, name)
         assert output.global_step == 2
     assert set(method.learned) == {"a", "b"} and method.boundary
+
+
+@pytest.mark.parametrize("reentrant", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_checkpoints_of_activations_change_nothing(reentrant: bool, tmp_path: Path) -> None:
+    changes, runs = [], []
+    for on in (False, True):
+        method = METHODS["ewc-lora"](tiny_llama(), seed=0)
+        method.model.get_base_model().model.layers[0].mlp.register_forward_hook(lambda *_: runs.append(on))  # noqa: B023
+        for number, task in enumerate("ab"):
+            kind = {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}} if on else {}
+            learn(sft(method.model, tokens(number), tmp_path, gradient_checkpointing=on, **kind), method, task)
+        changes.append({n: site.delta() for n, site in method.sites.items()} | method.state_dict())
+    assert runs.count(True) > runs.count(False)
+    torch.testing.assert_close(*changes, rtol=1e-5, atol=1e-6)
 
 
 def preferences() -> Dataset:

@@ -15,6 +15,8 @@ import models
 from adapters import CASES, Case, changes, close, generator, outputs, twin, with_past
 from retain.lora import sites
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:

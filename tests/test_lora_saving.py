@@ -24,6 +24,8 @@ from adapters import CASES, Case, changes, close, outputs, twin, with_past
 from retain.lora import load_adapter, sites
 from test_lora import Doubled
 
+pytestmark = pytest.mark.versions
+
 READER = """
 import json, sys
 from pathlib import Path

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from retain.methods.sdlora import SDLoRA
     from retain.methods.sequential import Sequential
     from retain.methods.share import Share
+    from retain.sharding import whole
     from retain.store import export
     from retain.task import AmongTexts, CrossEntropy, NoisePrediction, SquaredError, Task, joined
 
@@ -59,6 +60,7 @@ __all__ = [
     "learn",
     "learn_base",
     "sites",
+    "whole",
 ]
 
 _HOMES = {
@@ -82,6 +84,7 @@ _HOMES = {
     "retain.methods.sdlora": "SDLoRA",
     "retain.methods.sequential": "Sequential",
     "retain.methods.share": "Share",
+    "retain.sharding": "whole",
     "retain.store": "export",
     "retain.task": "AmongTexts CrossEntropy NoisePrediction SquaredError Task joined",
 }

@@ -23,6 +23,7 @@ from retain.gradients import NotFinite
 from retain.heads import final_classifier, install_heads
 from retain.lora import add_lora
 from retain.method import Method
+from retain.sharding import keep_whole
 from retain.task import Task, aligned, forward
 
 # kind of stream -> the transformers classes of its model and of what prepares its rows
@@ -123,6 +124,7 @@ def fit(
         callbacks=[beside := ContinualCallback(method, tokens_of(task), not_finite=not_finite), *callbacks],
     )
     beside.lead(trainer)
+    keep_whole(trainer.accelerator, model)
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(Path(arguments.output_dir))
     before = int(checkpoint.rpartition("-")[2]) if checkpoint else 0

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from torch.distributed.tensor import DTensor
 
 from retain.gradients import Gradients
 from retain.method import Method
+from retain.sharding import average, check_sharding, is_sharded
 
 IN_BACKWARD = "it steps inside backward, before gradients are whole and clipped"
 HIDDEN = "its engine keeps gradients and steps to itself"
@@ -31,20 +31,19 @@ UNHOOKABLE = {
 def attach(optimizer: torch.optim.Optimizer, method: Method, gradients: Gradients | None = None) -> list[Any]:
     """Call ``method``'s before_step and after_step around every ``optimizer.step``; returns handles with ``remove()``.
 
-    Before a step ``gradients`` looks at its gradients; left out, one that is not finite stops the training.
+    Before a step ``gradients`` looks at its gradients; left out, one that is not finite stops the training. Where the
+    base is in parts (FSDP2), gradients of the adapter, whole in every process, are averaged at the end of a backward.
 
     Raises:
-        ValueError: an optimizer whose step cannot be hooked, by name, with what to use instead.
+        ValueError: an optimizer whose step cannot be hooked, or a model whose adapter is in parts, with what to do
+            instead.
         FloatingPointError: from ``optimizer.step``; see ``Gradients``.
     """
     refuse(type(optimizer))
-    if any(isinstance(p, DTensor) for p in method.model.parameters()):
-        raise ValueError(
-            f"{type(method).__name__} reads and writes whole parameters, and those of a sharded model (FSDP2, tensor "
-            "parallelism) are in parts: what it protects would not be protected; use DistributedDataParallel"
-        )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(f"attach needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    trains = [p for group in optimizer.param_groups for p in group["params"]]
+    check_sharding(method.model, trains, type(method).__name__)
     looking, sound = gradients or Gradients(method.model), True
 
     def before(*_: Any) -> None:
@@ -56,7 +55,8 @@ def attach(optimizer: torch.optim.Optimizer, method: Method, gradients: Gradient
         if sound:
             method.after_step()
 
-    return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+    handles: list[Any] = average(trains) if is_sharded(method.model) else []
+    return [*handles, optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
 
 def refuse(kind: type) -> None:

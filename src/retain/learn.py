@@ -13,8 +13,10 @@ from retain.callback import ContinualCallback
 from retain.checkpoints import boundary, check, last_checkpoint, restore_boundary
 from retain.hooks import refuse
 from retain.method import Method
+from retain.precision import keep_values, widen
 from retain.reading import kind_of, target_tokens, task_of
 from retain.reference import drop_reference, hold_reference
+from retain.sharding import keep_whole
 from retain.task import Task
 
 # What TrainingArguments.optim brings along when it wants more than groups of parameters.
@@ -42,6 +44,8 @@ def learn(trainer: Any, method: Method, task: str | Task, *, resume_from_checkpo
         ValueError: a trainer, an optimizer or a method that do not go together, by name, with what to do instead.
     """
     _check(trainer, method)
+    keep_whole(trainer.accelerator, method.model)
+    widen(method)
     checkpoint = resume_from_checkpoint or None
     if checkpoint is True:
         checkpoint = last_checkpoint(trainer.args.output_dir)
@@ -68,6 +72,7 @@ def learn(trainer: Any, method: Method, task: str | Task, *, resume_from_checkpo
         drop_reference(method)
     with _undisturbed():
         method.end_task(task_of(trainer, task))
+    keep_values(method)
     return output
 
 

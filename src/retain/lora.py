@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, PeftType, get_peft_model
+from peft.import_utils import is_bnb_available
 from peft.tuners.lora import Conv2d as LoraConv2d
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 from retain.linalg import truncate
 from retain.nearest import did_you_mean
-from retain.past import Past
+from retain.past import OnConv2d, OnLinear, OnQuantized, Past
 from retain.stock import PREFIX, baked_config, baked_state
 
 # They leave the base weights as they are; the others (PiSSA, OLoRA, CorDA, LoftQ...) change what "frozen" means.
@@ -137,9 +137,9 @@ def sites(model: nn.Module) -> dict[str, Site]:
         ValueError: no LoRA, several active adapters, or, by its name, a module without plain LoRA on a linear map.
     """
     if not isinstance(model, PeftModel):
-        raise ValueError(
-            f"this method needs a model with a LoRA adapter (peft.get_peft_model), got a {type(model).__name__}"
-        )
+        got = f"this method needs a model with a LoRA adapter (peft.get_peft_model), got a {type(model).__name__}"
+        compiled = isinstance(getattr(model, "_orig_mod", None), PeftModel)
+        raise ValueError(f"{got}: hand it the model that torch.compile was given" if compiled else got)
     active = model.active_adapters
     if len(active) != 1:
         raise ValueError(f"exactly one adapter must be active, got {active}")
@@ -215,7 +215,7 @@ def _sites(model: PeftModel, adapter: str) -> dict[str, Site]:
             name = module_name.removeprefix(PREFIX)
             if not isinstance(module, Past) and type(module) not in KINDS:
                 kinds = f"{type(module).__name__} on a {type(module.get_base_layer()).__name__}"
-                known = "Linear on a Linear or Conv1D, Conv2d on a Conv2d"
+                known = "Linear on a Linear or Conv1D, also in 4 or 8 bits of bitsandbytes, Conv2d on a Conv2d"
                 raise ValueError(f"{name}: LoRA of kind {kinds} is not supported; known: {known}")
             if adapter in module.lora_A:
                 found[name] = Site(name, module, adapter)
@@ -254,29 +254,25 @@ def _check_convolution(name: str, base: nn.Conv2d) -> None:
             )
 
 
-class PastLinear(Past, LoraLinear):
+class PastLinear(OnLinear, LoraLinear):
     """A stock LoRA layer on a Linear or Conv1D, with a past."""
 
-    def past_output(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.past_A), self.past_B)
 
-    def as_weight(self, change: Tensor) -> Tensor:
-        return change.T if self.fan_in_fan_out else change
+class PastConv2d(OnConv2d, LoraConv2d):
+    """A stock LoRA layer on a Conv2d, with a past."""
 
 
-class PastConv2d(Past, LoraConv2d):
-    """A stock LoRA layer on a Conv2d, with a past; in = channels x height x width of the kernel."""
+KINDS: dict[type, type[Past]] = {LoraLinear: PastLinear, LoraConv2d: PastConv2d}
+if is_bnb_available():
+    from peft.tuners.lora import Linear4bit, Linear8bitLt
 
-    def past_output(self, x: Tensor) -> Tensor:
-        base = self.get_base_layer()
-        inner = F.conv2d(x, self.past_A.view(-1, *base.weight.shape[1:]), None, base.stride, base.padding)
-        return F.conv2d(inner, self.past_B[:, :, None, None])
+    class PastLinear4bit(OnQuantized, Linear4bit):
+        """A stock LoRA layer on a linear map of bitsandbytes in 4 bits, with a past."""
 
-    def as_weight(self, change: Tensor) -> Tensor:
-        return change.view(self.get_base_layer().weight.shape)
+    class PastLinear8bit(OnQuantized, Linear8bitLt):
+        """A stock LoRA layer on a linear map of bitsandbytes in 8 bits, with a past."""
 
-
-KINDS = {LoraLinear: PastLinear, LoraConv2d: PastConv2d}
+    KINDS |= {Linear4bit: PastLinear4bit, Linear8bitLt: PastLinear8bit}
 
 
 def _save_plain(

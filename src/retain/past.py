@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 STOCK: Any = nn.Module  # stands for the stock LoRA layer that a past is mixed into: only ``lora`` knows peft
@@ -96,6 +97,38 @@ class Past(STOCK):
                 weight = state_dict.pop(f"{prefix}{name}.weight")
                 state_dict |= _originals(module.parametrizations.weight, f"{prefix}{name}", weight)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class OnLinear(Past):
+    """The past of a Linear or Conv1D."""
+
+    def past_output(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.past_A), self.past_B)
+
+    def as_weight(self, change: Tensor) -> Tensor:
+        return change.T if self.fan_in_fan_out else change
+
+
+class OnConv2d(Past):
+    """The past of a Conv2d; in = channels x height x width of the kernel."""
+
+    def past_output(self, x: Tensor) -> Tensor:
+        base = self.get_base_layer()
+        inner = F.conv2d(x, self.past_A.view(-1, *base.weight.shape[1:]), None, base.stride, base.padding)
+        return F.conv2d(inner, self.past_B[:, :, None, None])
+
+    def as_weight(self, change: Tensor) -> Tensor:
+        return change.view(self.get_base_layer().weight.shape)
+
+
+class OnQuantized(OnLinear):
+    """The past of a linear map whose weight is kept in 4 or 8 bits, and never written."""
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise ValueError(
+            f"an adapter that is merged into a {type(self.get_base_layer()).__name__} is rounded to its few bits, past "
+            "and present: export it, load the base without quantization, and merge there"
+        )
 
 
 @torch.no_grad()

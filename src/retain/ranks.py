@@ -29,6 +29,11 @@ def wait() -> None:
         distributed.barrier()
 
 
+def count() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if _several() else 1
+
+
 def share() -> slice:
     """Which of a list of rows are this process's: every so many of them."""
     return slice(distributed.get_rank(), None, distributed.get_world_size()) if _several() else slice(None)

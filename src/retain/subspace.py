@@ -17,6 +17,7 @@ from retain import ranks
 from retain.fisher.contract import add_right
 from retain.fisher.gather import Sites, Sums, unmeasured
 from retain.linalg import orthonormalised, project_out, rank_for_energy
+from retain.sharding import in_step
 from retain.task import Draws, Task, evaluating, on_device, precise
 
 Source = Literal["mean gradient", "second moment", "features"]
@@ -177,11 +178,12 @@ def statistics(
     sites: Sites[Sums] = Sites(modules, lambda _, *shape: SOURCES[source](*shape), unmeasured)
     rows = task.order(seed)[:samples].sort().values
     with evaluating(model), torch.enable_grad(), sites.over(model):
-        for numbers, batch in task.measured(rows[ranks.share()], batch_size):
+        mine, spare = task.measured(rows[ranks.share()], batch_size), task.measured(rows[:1], 1)
+        for (numbers, batch), counts in in_step(model, mine, spare):
             sites.start(len(numbers))
             outputs, targets = task.forward(model, on_device(batch, device))
             scores = task.loss.scores("data", outputs, targets, Draws(numbers, seed))
-            sites.backward(outputs, [score.to(outputs.dtype) for score in scores])
+            sites.backward(outputs, [counts * score.to(outputs.dtype) for score in scores])
     return {name: sums.sums()[0] / len(rows) for name, sums in sites.collected(device).items()}
 
 

@@ -14,6 +14,8 @@ from captured import Collected, caught, one_by_one, state_of
 from models import MLP, bare_bert, bare_gpt2, bare_llama, bare_vit
 from retain.fisher.capture import capture
 
+pytestmark = pytest.mark.versions
+
 
 def test_autocast_brings_inputs_and_gradients_of_two_types():
     model, inputs, products = MLP(), torch.randn(5, 4), []

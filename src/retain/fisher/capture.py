@@ -30,7 +30,8 @@ def capture(
     share a weight are two maps, each with its own part of that gradient.
 
     All parameters of ``model`` are frozen within the block: no parameter's gradient is computed, and nothing below the
-    first module joins the graph. Layers of transformers whose gradient checkpointing is on are checkpointed here in
+    first module joins the graph. What is compiled runs as it is written, since code compiled without hooks calls none.
+    Layers of transformers whose gradient checkpointing is on are checkpointed here in
     eval mode too, and every call is handed on once.
 
     Args:
@@ -50,7 +51,7 @@ def capture(
         for name, module in modules.items()
     ]
     try:
-        with only_these_require_grad(model, ()), _checkpointing(model):
+        with only_these_require_grad(model, ()), _checkpointing(model), torch.compiler.set_stance("force_eager"):
             yield tape
     finally:
         for handle in handles:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from retain import ranks
 from retain.fisher.sampling import LOOKS, WORTH, Tally, concentration, drawn, every
 from retain.mistakes import Within, check_types
+from retain.sharding import in_step, is_sharded
 from retain.task import Draws, Labels, Task, evaluating, on_device
 
 START = 64  # draws with which ``samples="auto"`` begins: from fewer, a standard error means nothing
@@ -58,6 +59,11 @@ class Sweep:
 
     def __post_init__(self) -> None:
         check_pass(**{key: getattr(self, key) for key in PASS})
+        if self.labels == "exact" and is_sharded(self.model):
+            raise ValueError(
+                "labels='exact' runs a batch backward once for every class that it may have, and a model in parts "
+                "(FSDP2) must run as often in every process; use labels='mixture'"
+            )
 
     def run(self, gather: Gather, again: Gather | None = None) -> Tally:
         """Gather as many examples as are asked for; returns the tally of their values.
@@ -112,7 +118,7 @@ class Sweep:
             for places, outputs, scores in self._forward(rows, seed, gather.start):
                 if not outputs.requires_grad:
                     raise RuntimeError("the model's outputs do not depend on anything whose importance was asked for")
-                if weights is not None and not plain:
+                if weights is not None and not plain and len(places):
                     roots = weights[places].sqrt().reshape(-1, *[1] * (outputs.dim() - 1))
                     scores = (score * roots.to(score) for score in scores)
                 found[places] = gather.backward(outputs, [score.to(outputs.dtype) for score in scores]).to(found)
@@ -125,17 +131,19 @@ class Sweep:
     def _forward(
         self, rows: Tensor, seed: int, start: Callable[[int], None] | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Iterator[Tensor]]]:
-        """(places in ``rows``, outputs, scores) of each batch of this process's share."""
+        """(places in ``rows``, outputs, scores) of each batch of this process; scores of zero have no place."""
         mine, done = rows.argsort()[ranks.share()], 0
-        for numbers, batch in self.task.measured(rows[mine], self.batch_size):
-            places = mine[done : done + len(numbers)]
-            done += len(numbers)
+        batches, spare = self.task.measured(rows[mine], self.batch_size), self.task.measured(rows[:1], 1)
+        for (numbers, batch), counts in in_step(self.model, batches, spare):
+            places = mine[done : done + len(numbers) * counts]
+            done += len(places)
             if start:
                 start(len(numbers))
             with torch.autocast(self._device.type, self._half, enabled=self._half is not None):
                 outputs, targets = self.task.forward(self.model, on_device(batch, self._device))
             draws = Draws(numbers, seed)
-            yield places, outputs, self.task.loss.scores(self.labels, outputs, targets, draws, self.temperature)
+            scores = self.task.loss.scores(self.labels, outputs, targets, draws, self.temperature)
+            yield places, outputs, scores if counts else (torch.zeros_like(score) for score in scores)
 
     @property
     def _half(self) -> torch.dtype | None:
