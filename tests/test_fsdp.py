@@ -165,7 +165,7 @@ def refusals() -> dict[str, str]:
         method = METHODS["ewc-lora"](steady_bert(), seed=0)
         cut(method.model)
         with pytest.raises(ValueError) as error:
-            attach(torch.optim.SGD(method.model.parameters()), method)
+            attach(torch.optim.SGD(method.param_groups()), method)
         said[way] = str(error.value)
     return said
 
@@ -200,7 +200,7 @@ def test_a_model_that_fsdp1_has_flattened_is_refused() -> None:
     nn.Module.__init__(wrapper)
     method.model.get_base_model().add_module("wrapped", wrapper)
     with pytest.raises(ValueError, match="FSDP1 flattens them"):
-        attach(torch.optim.SGD(method.model.parameters()), method)
+        attach(torch.optim.SGD(method.param_groups()), method)
 
 
 class Plugin:

@@ -191,6 +191,20 @@ def check(
             show_default=False,
         ),
     ] = None,
+    lm_eval: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tasks of the lm-evaluation-harness ([cyan]retain[eval][/]), as guards: what the model scored before "
+            "all training, and what it scores now. Bound by --max-forgetting, or 0.02 points.",
+            show_default=False,
+        ),
+    ] = None,
+    lm_eval_include: Annotated[
+        Path | None, typer.Option(help="A folder with tasks of your own.", show_default=False)
+    ] = None,
+    lm_eval_limit: Annotated[
+        int | None, typer.Option(help="Documents of each of them; all if not given.", min=1, show_default=False)
+    ] = None,
 ) -> None:
     """Say of every task of a run whether it was forgotten: exit code 0 if not, 2 if it was, 1 for an error.
 
@@ -204,5 +218,10 @@ def check(
     from retain.commands.check import check as command
 
     bound = None if max_forgetting is None else Bound.parse(max_forgetting)
-    if not command(folder, bound, Console(), guard=max_guard_rise):
+    fine = command(folder, bound, Console(), guard=max_guard_rise)
+    if lm_eval:
+        from retain.commands.harness import check as harness
+
+        fine &= harness(folder, lm_eval, bound, Console(), include=lm_eval_include, limit=lm_eval_limit)
+    if not fine:
         raise typer.Exit(2)

@@ -95,7 +95,7 @@ def _of_tasks(
         scored = next(iter(records[0]["tasks"][name].get("answers", {})), kind)
         allowed = _allowed(bound, scored)
         then, now = (_rows(stages[i], records[i], name, scored, allowed) for i in (after, -1))
-        yield _told(*judged(name, then, now, allowed), console)
+        yield told(*judged(name, then, now, allowed), console)
 
 
 def _allowed(bound: Bound | None, scored: str) -> Bound:
@@ -109,10 +109,11 @@ def _of_guard(records: Sequence[Record], most: float | None, console: Console) -
     if "guard" in records[0]:
         then, now = ((-rows_of(record["guard"])).tolist() for record in (records[0], records[-1]))
         bound = Bound(USUAL if most is None else most, "nats a token")
-        yield _told(*judged(records[0]["guard"]["name"], then, now, bound), console)
+        yield told(*judged(records[0]["guard"]["name"], then, now, bound), console)
 
 
-def _told(verdict: Verdict, line: str, console: Console) -> Verdict:
+def told(verdict: Verdict, line: str, console: Console) -> Verdict:
+    """Print ``verdict`` after the ``line`` that says what it rests on, and return it."""
     console.print(f"{line}: [{STYLES[verdict]}]{verdict}[/]", highlight=False, soft_wrap=True)
     return verdict
 
