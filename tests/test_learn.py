@@ -12,9 +12,10 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments, default_data_collator
 
-from models import VOCABULARY, texts, tiny_bert, tiny_llama
+from architectures import CASES, T5
+from models import VOCABULARY, adapted, seeded, texts, tiny_bert, tiny_llama
 from retain import METHODS, ContinualCallback, Task, attach, learn
 from retain.checkpoints import last_checkpoint, seal
 from retain.reading import Documents, target_tokens, task_of
@@ -48,17 +49,17 @@ def sft(model: Any, rows: Dataset, folder: Path, batch: int = 4, **options: Any)
     return trl.SFTTrainer(model, arguments, train_dataset=rows, processing_class=word_tokenizer())
 
 
-def looped(method: Any, task: Task) -> None:
-    """The same training in a loop of one's own."""
+def looped(method: Any, task: Task, batch: int = 4, targets: float = LENGTH - 2) -> None:
+    """The same training in a loop of one's own; ``targets`` of a row, on average."""
     method.begin_task(task)
     optimizer = torch.optim.AdamW([{"weight_decay": 0.0} | group for group in method.param_groups()], lr=1e-3)
     handles = attach(optimizer, method)
     method.model.train()
-    share = 1 / (LENGTH - 2) if method.strength else 1.0
-    for step, (_, batch) in enumerate(task.take(torch.arange(ROWS), 4)):
+    share = 1 / targets if method.strength else 1.0
+    for step, (_, rows) in enumerate(task.take(torch.arange(len(task.train)), batch)):
         method.steps = step
-        outputs, targets = forward(method.model, batch)
-        loss = task.loss.nll(outputs, targets).sum() / (targets != IGNORED).sum()
+        outputs, labels = forward(method.model, rows)
+        loss = task.loss.nll(outputs, labels).sum() / (labels != IGNORED).sum()
         (loss + share * method.extra_loss()).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -92,6 +93,29 @@ def test_a_trainer_of_labels_learns_two_tasks(tmp_path: Path) -> None:
         output = learn(Trainer(method.model, arguments, train_dataset=rows), method, name)
         assert output.global_step == 2
     assert set(method.learned) == {"a", "b"} and method.boundary
+
+
+def test_an_encoder_with_a_decoder_learns_what_it_learns_in_an_own_loop(tmp_path: Path) -> None:
+    config = T5Config(vocab_size=VOCABULARY, dropout_rate=0.0, **T5)
+    one, two = (
+        METHODS["ewc-lora"](adapted(seeded(lambda: T5ForConditionalGeneration(config)), target_modules="all-linear"))
+        for _ in range(2)
+    )
+    arguments = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=3,
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        label_names=["labels"],
+        **QUIET | FIXED,
+    )
+    for number, name in enumerate("ab"):
+        batches = CASES["t5"].task(seed=number).train
+        rows = [{k: v[i] for k, v in batch.items()} for batch in batches for i in range(len(batch["labels"]))]
+        learn(Trainer(two.model, arguments, train_dataset=rows), two, name)
+        looped(one, Task(name, rows, collate=default_data_collator), batch=3, targets=18 / 5)
+    for name, site in one.sites.items():
+        torch.testing.assert_close(site.delta(), two.sites[name].delta(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("reentrant", [pytest.param(True, marks=pytest.mark.slow), False])
