@@ -51,7 +51,8 @@ def begun(name: str) -> Method:
 
 def ended(method: Method) -> dict[str, Tensor]:
     found = {f"delta of {name}": site.delta() for name, site in method.sites.items()}
-    found |= {key: value for key, value in method.state_dict().items() if key.startswith("fisher/")}
+    for name, form in getattr(method, "forms", {}).items():  # whose own factors may turn
+        found[f"importance of {name}"] = form.quadratic(method.sites[name].B, method.sites[name].A).detach()
     found |= {name: p.detach().clone() for name, p in method.beside().items() if "lora_" not in name}
     found["in parts"] = torch.tensor(sum(isinstance(p, DTensor) for p in method.model.parameters()))
     with torch.no_grad():
