@@ -123,7 +123,7 @@ def test_checkpoints_of_activations_change_nothing(reentrant: bool, tmp_path: Pa
     changes, runs = [], []
     for on in (False, True):
         method = METHODS["ewc-lora"](tiny_llama(), seed=0)
-        method.model.get_base_model().model.layers[0].mlp.register_forward_hook(lambda *_: runs.append(on))  # noqa: B023
+        method.model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(on))  # noqa: B023
         for number, task in enumerate("ab"):
             kind = {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}} if on else {}
             learn(sft(method.model, tokens(number), tmp_path, gradient_checkpointing=on, **kind), method, task)
