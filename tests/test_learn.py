@@ -13,10 +13,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments, default_data_collator
+from transformers import Trainer, TrainingArguments
 
-from architectures import CASES, T5
-from models import VOCABULARY, adapted, seeded, texts, tiny_bert, tiny_llama
+from models import VOCABULARY, texts, tiny_bert, tiny_llama
 from retain import METHODS, ContinualCallback, Task, attach, learn
 from retain.checkpoints import last_checkpoint, seal
 from retain.reading import Documents, target_tokens, task_of
@@ -100,42 +99,6 @@ def test_a_trainer_of_labels_learns_two_tasks(tmp_path: Path) -> None:
         output = learn(Trainer(method.model, arguments, train_dataset=rows), method, name)
         assert output.global_step == 2
     assert set(method.learned) == {"a", "b"} and method.boundary
-
-
-def test_an_encoder_with_a_decoder_learns_what_it_learns_in_an_own_loop(tmp_path: Path) -> None:
-    config = T5Config(vocab_size=VOCABULARY, dropout_rate=0.0, **T5)
-    one, two = (
-        METHODS["ewc-lora"](adapted(seeded(lambda: T5ForConditionalGeneration(config)), target_modules="all-linear"))
-        for _ in range(2)
-    )
-    arguments = TrainingArguments(
-        str(tmp_path),
-        per_device_train_batch_size=3,
-        num_train_epochs=1,
-        label_names=["labels"],
-        **QUIET | FIXED,
-    )
-    for number, name in enumerate("ab"):
-        batches = CASES["t5"].task(seed=number).train
-        rows = [{k: v[i] for k, v in batch.items()} for batch in batches for i in range(len(batch["labels"]))]
-        learn(in_order(Trainer(two.model, arguments, train_dataset=rows)), two, name)
-        looped(one, Task(name, rows, collate=default_data_collator), batch=3, targets=18 / 5)
-    for name, site in one.sites.items():
-        torch.testing.assert_close(site.delta(), two.sites[name].delta(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("reentrant", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_checkpoints_of_activations_change_nothing(reentrant: bool, tmp_path: Path) -> None:
-    changes, runs = [], []
-    for on in (False, True):
-        method = METHODS["ewc-lora"](tiny_llama(), seed=0)
-        method.model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(on))  # noqa: B023
-        for number, task in enumerate("ab"):
-            kind = {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}} if on else {}
-            learn(sft(method.model, tokens(number), tmp_path, gradient_checkpointing=on, **kind), method, task)
-        changes.append({n: site.delta() for n, site in method.sites.items()} | method.state_dict())
-    assert runs.count(True) > runs.count(False)
-    torch.testing.assert_close(*changes, rtol=1e-5, atol=1e-6)
 
 
 def preferences() -> Dataset:
