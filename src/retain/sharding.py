@@ -33,10 +33,10 @@ def whole(model: nn.Module) -> set[nn.Parameter]:
     """
     if not is_adapted(model):
         raise ValueError(f"whole(model) needs a model with a LoRA adapter, got a {type(model).__name__}")
-    return set(adapter_parameters(model).values())  # type: ignore[arg-type]
+    return set(adapter_parameters(model).values())
 
 
-def keep_whole(accelerator: Any, model: nn.Module) -> None:
+def keep_whole(accelerator: Any, model: Any) -> None:
     """Have ``accelerator`` leave the adapter of ``model`` whole if it is to shard it, which it has not done yet.
 
     Raises:
@@ -52,7 +52,7 @@ def keep_whole(accelerator: Any, model: nn.Module) -> None:
             "cpu_ram_efficient_loading leaves all processes but the first without an adapter to measure and project; "
             "set fsdp_config's cpu_ram_efficient_loading to false"
         )
-    adapter = re.escape(model.active_adapters[0])  # type: ignore[index,operator]
+    adapter = re.escape(model.active_adapters[0])
     plugin.ignored_modules = rf".*\.(lora_[AB]|modules_to_save)\.{adapter}(\..*)?"
 
 
