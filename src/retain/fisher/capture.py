@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 Receive = Callable[[str, Tensor, Tensor], None]
@@ -193,7 +194,9 @@ def _checkpointing(model: nn.Module) -> Iterator[None]:
 
 
 def _checkpointed(run: Callable, forward: Callable, *args: Any) -> Any:
-    return checkpoint(run, forward, *args, use_reentrant=False)
+    # A cache would be filled once more when the layer runs again.
+    kept = (None if isinstance(arg, Cache) else arg for arg in args)
+    return checkpoint(run, forward, *kept, use_reentrant=False)
 
 
 def _patches(conv: nn.Conv2d, images: Tensor) -> Tensor:
