@@ -38,6 +38,7 @@ FLOORS = (
         "bases",
         "buffer",
         "spanned",
+        "released",
         "routing",
         "serving",
         "vllm",

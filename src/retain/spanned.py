@@ -88,6 +88,21 @@ def coefficients(site: Site) -> tuple[nn.Parameter, nn.Parameter]:
     return of_B, of_A
 
 
+@torch.no_grad()
+def inside(site: Site) -> tuple[Tensor | None, Tensor | None]:
+    """What the bases alone give of B (out, r) and of A (r, in), without the free columns; None where not confined."""
+    found: list[Tensor | None] = []
+    for module, turned in _modules(site):
+        behind = module.parametrizations.weight
+        if (basis := behind[0].basis) is None:
+            found.append(None)
+        else:
+            part = behind[0].gain * basis @ behind.original0[: basis.shape[1]]
+            found.append(part.T if turned else part)
+    of_B, of_A = found
+    return of_B, of_A
+
+
 def release(site: Site) -> None:
     """Let the factors of ``site`` be anything again, from what they are."""
     if any(module.parametrizations.weight[0].basis is not None for module, _ in _modules(site)):

@@ -170,6 +170,10 @@ def test_bytes_grow_by_the_cores_alone():
         ({"max_residual": 2.0}, r"max_residual must lie in \(0, 1\), got 2.0"),
         ({"core": "denze"}, "unknown core 'denze'; known: factored, dense; did you mean 'dense'"),
         ({"max_residual": 0.1, "threshold": 0.2}, "threshold cuts what max_residual=0.1 may not lose"),
+        (
+            {"reference": ["centering"]},
+            "unknown reference 'centering'; known: dropped temporaries, centring; did you mean 'centring'",
+        ),
         ({"weights": "none"}, "unknown weights 'none'; known: relative, absolute"),
         ({"core": "dense"}, "a dense core needs lora.r of at least components . temporary, got 2"),
     ],

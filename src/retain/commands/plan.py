@@ -149,7 +149,7 @@ def _complete(form: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _label(form: str, options: Mapping[str, Any]) -> str:
     """A form as a configuration has it: ``kronecker, rank: null``."""
-    written = {k: "null" if v is None else v for k, v in _complete(form, options).items()}
+    written = {k: "null" if v is None else v for k, v in _complete(form, options).items() if v != "example"}
     return ", ".join([form, *(f"{key}: {value}" for key, value in written.items())])
 
 

@@ -58,10 +58,10 @@ class EWCLoRA(Protection):
         rank: of the past in mode "merge"; the relative error of each cut is in ``boundary["fold_error"]``.
         accumulate: "products" keeps B1 A1 + B2 A2. "factors" is the reference code's (B1 + B2)(A1 + A2), which is
             not the function that was trained: for comparison only, with mode "merge".
-        fisher: keywords of ``retain.fisher.measure`` and of its form: ``form``, then ``storage`` of a diagonal,
-            ``components`` of a factored or ``rank`` of a Kronecker form; ``labels``, ``temperature``, ``samples``,
-            ``error``, ``batch_size``, ``dtype``. And ``sketches``: k keeps a Kronecker form of rank k of every
-            finished task, for the gauge alone: ``predicted_rise`` then tells the tasks apart, every task costs
+        fisher: keywords of ``retain.fisher.measure`` and of its form: ``form``, then ``storage`` and ``squares`` of a
+            diagonal, ``components`` of a factored, ``rank`` of a Kronecker one; ``labels``, ``temperature``,
+            ``samples``, ``error``, ``batch_size``, ``dtype``. And ``sketches``: k keeps a Kronecker form of rank k of
+            every finished task, for the gauge alone: ``predicted_rise`` then tells the tasks apart, every task costs
             another Fisher pass, and bytes grow with tasks. Left out: a Kronecker form of rank 16 at temperature 3,
             1000 samples, no sketches, and else what ``measure`` has.
         seed: of the Fisher pass and of fresh adapters.

@@ -17,6 +17,7 @@ from retain.linalg import orthonormalised, project_out
 from retain.lora import Site
 from retain.method import Method
 from retain.nearest import did_you_mean
+from retain.released import Quirk, recorded, released
 from retain.routing import class_means, features, nearest
 from retain.spanned import coefficients, confinable, put, release, span
 from retain.task import Task
@@ -52,6 +53,9 @@ class Share(Method):
             alike, or "absolute".
         adapters: folders of stock LoRAs of the same base and layers, of any rank, whose tasks are there from the start,
             under the names of their folders.
+        reference: what to do as the release does, to reproduce it: "dropped temporaries" (what a task learned in its
+            temporary columns joins the bases and not its core), "centring" (the mean of a task's columns is taken off
+            before their span is, and forgotten).
         route: keep the mean pretrained features of every class, by which ``guess`` finds the task of a row.
         seed: of fresh coefficients and columns.
     """
@@ -73,6 +77,7 @@ class Share(Method):
         weights: Weights = "relative",
         adapters: Sequence[str] = (),
         route: bool = False,
+        reference: Sequence[Quirk] = (),
         seed: int = 0,
     ) -> None:
         super().__init__(model, seed=seed)
@@ -84,10 +89,11 @@ class Share(Method):
             threshold=threshold,
             core=core,
             weights=weights,
+            reference=reference,
         )
         self.components, self.energy, self.max_residual = components, energy, max_residual
         self.temporary, self.threshold, self.core, self.weights = temporary, threshold, core, weights
-        self.route, self.means = route, dict[str, Tensor]()
+        self.route, self.means, self.reference = route, dict[str, Tensor](), frozenset(reference)
         for site in self.sites.values():
             confinable(site)
         self.bases = {name: Bases.empty(*site.factors()) for name, site in self.sites.items()}
@@ -104,6 +110,10 @@ class Share(Method):
         for key, known in ALLOWED.items():
             if (value := keywords[key]) not in known:
                 raise ValueError(f"unknown {key} {value!r}; known: {', '.join(known)}{did_you_mean(value, known)}")
+        known = get_args(Quirk)
+        for quirk in keywords["reference"]:
+            if quirk not in known:
+                raise ValueError(f"unknown reference {quirk!r}; known: {', '.join(known)}{did_you_mean(quirk, known)}")
         for key, least in (("components", 1), ("temporary", 0)):
             if keywords[key] is not None and keywords[key] < least:
                 raise ValueError(f"{key} must be at least {least}, got {keywords[key]}")
@@ -166,7 +176,8 @@ class Share(Method):
             self._confine(site, self.bases[name], generator)
 
     def end_task(self, task: Task) -> None:
-        self.absorb({task.name: {name: site.factors() for name, site in self.sites.items()}})
+        kept = {name: released(site, self.reference) for name, site in self.sites.items()} if self.reference else {}
+        self._absorb({task.name: {name: site.factors() for name, site in self.sites.items()}}, kept)
         if self.route:
             self.means[task.name] = class_means(self.model, self.sites, task)
         super().end_task(task)
@@ -177,10 +188,20 @@ class Share(Method):
 
         Adapters that somebody else trained become tasks like those that were learned here; no data is needed.
         """
+        self._absorb(changes, {})
+
+    def _absorb(
+        self,
+        changes: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
+        kept: Mapping[str, tuple[Tensor, Tensor]],
+    ) -> None:
+        """``absorb``, where of the only task the factors ``kept``, by site, are recorded if there are any."""
         for name, site in self.sites.items():
             release(site)
             new = {task: Change(*factors[name]) for task, factors in changes.items()}
             wider = add(self.bases[name], new, self.threshold)
+            if name in kept:
+                wider = recorded(wider, next(iter(changes)), *kept[name])
             self.bases[name] = within(wider, self.components, self.energy, self.weights, self.max_residual)
         found = self.residuals
         widths = [x.shape[1] for bases in self.bases.values() for x in (bases.U, bases.V)]

@@ -30,6 +30,17 @@ def test_it_is_the_mean_squared_gradient():
     torch.testing.assert_close(form.state_dict()["fisher"], (example_gradients(*examples()) ** 2).mean(0))
 
 
+def test_squares_of_batch_means_are_a_batch_size_smaller():
+    """As reference codes have them: (1/N) sum_b n_b g_b^2, here with batches of 5, 5 and 2 of 12."""
+    data = examples()
+    form = collect("diagonal", data, batch=5, squares="batch")
+    batches = example_gradients(*data).split(5)
+    expected = sum(len(G) * G.mean(0) ** 2 for G in batches) / 12
+    torch.testing.assert_close(form.state_dict()["fisher"], expected)
+    alone = collect("diagonal", data, batch=1, squares="batch")
+    torch.testing.assert_close(alone.state_dict(), collect("diagonal", data).state_dict())
+
+
 def test_bfloat16_rounds_to_eight_bits():
     matrix = spread()
     ours = stored(matrix, "bfloat16")[slice(None)]
@@ -111,6 +122,11 @@ def test_an_unknown_storage_is_refused(storage):
     hint = "; did you mean 'bfloat16'" if storage == "bfloat" else ""
     with pytest.raises(ValueError, match=f"unknown storage {storage!r}; known: float32, bfloat16, uint8{hint}"):
         Diagonal.collector(2, 3, torch.device("cpu"), torch.float32, storage=storage)
+
+
+def test_unknown_squares_are_refused():
+    with pytest.raises(ValueError, match="unknown squares 'batches'; known: example, batch; did you mean 'batch'"):
+        Diagonal.collector(2, 3, torch.device("cpu"), torch.float32, squares="batches")
 
 
 def test_a_state_stored_otherwise_is_refused():

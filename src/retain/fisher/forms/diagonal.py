@@ -12,8 +12,10 @@ from retain.fisher.contract import add_squares
 from retain.fisher.forms.form import Collector, Form, alike, check_factor, check_state
 from retain.fisher.penalty import Anchor, Rows, blocks, quadratic
 from retain.nearest import did_you_mean
+from retain.task import precise
 
 Storage = Literal["float32", "bfloat16", "uint8"]
+Squared = Literal["example", "batch"]
 
 
 class Diagonal(Form):
@@ -24,6 +26,10 @@ class Diagonal(Form):
     - ``float32`` (float64 for float64 models): 4 bytes an entry;
     - ``bfloat16``: 2 bytes; an entry is off by at most 0.4 %;
     - ``uint8``: 1 byte, of sqrt(f) in steps of 1/255 of the row's largest; sqrt(f) is off by at most half a step.
+
+    ``squares: batch`` is what reference codes measure: (1/N) sum_b n_b g_b o g_b of the mean gradients g_b of batches
+    of n_b, about f/n_b near an optimum. For comparison only, of all rows, with labels "data" and the ``batch_size`` of
+    the code that is compared.
 
     It is read back tile by tile, never as a whole. Summing over tasks loses nothing in float32; below that, each
     boundary rounds once more, and what a task adds below the rounding is lost.
@@ -49,18 +55,28 @@ class Diagonal(Form):
 
     @classmethod
     def collector(
-        cls, out: int, in_: int, device: torch.device, dtype: torch.dtype, *, storage: Storage = "float32"
+        cls,
+        out: int,
+        in_: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        storage: Storage = "float32",
+        squares: Squared = "example",
     ) -> Collector:
-        check_storage(storage)
+        check_options(storage, squares)
 
         def form(mean: Tensor) -> Diagonal:
             return cls(mean) if storage == "float32" else cls.of(mean, (out, in_), storage, mean)
 
-        return Squares(torch.zeros(out, in_, device=device, dtype=dtype), form)
+        total = torch.zeros(out, in_, device=device, dtype=dtype)
+        return Squares(total, form) if squares == "example" else BatchSquares(total, form)
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], *, storage: Storage = "float32") -> Diagonal:
-        check_storage(storage)
+    def from_state_dict(
+        cls, state: Mapping[str, Tensor], *, storage: Storage = "float32", squares: Squared = "example"
+    ) -> Diagonal:
+        check_options(storage, squares)
         check_state(cls, state, {"fisher", "scale"} if storage == "uint8" else {"fisher"})
         values = state["fisher"]
         allowed = {"float32": (torch.float32, torch.float64)}.get(storage, (getattr(torch, storage),))
@@ -139,7 +155,15 @@ class Squares(Collector):
         return self.form(self.total if left == 1 else self.total.div_(left))
 
 
-def check_storage(storage: str) -> None:
-    known = get_args(Storage)
-    if storage not in known:
-        raise ValueError(f"unknown storage {storage!r}; known: {', '.join(known)}{did_you_mean(storage, known)}")
+class BatchSquares(Squares):
+    """The sum of n_b g_b o g_b (out, in), g_b the mean of the G of a batch of n_b."""
+
+    def add(self, x: Tensor, d: Tensor) -> None:
+        G = precise(d).flatten(0, 1).T @ precise(x).flatten(0, 1)
+        self.total.addcmul_(G, G, value=1 / (len(x) * self.expected))
+
+
+def check_options(storage: str, squares: str) -> None:
+    for key, value, allowed in (("storage", storage, Storage), ("squares", squares, Squared)):
+        if value not in (known := get_args(allowed)):
+            raise ValueError(f"unknown {key} {value!r}; known: {', '.join(known)}{did_you_mean(value, known)}")
