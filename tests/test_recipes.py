@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,23 @@ from runs import quiet
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+ORDERS = [name for name in RECIPES if name.startswith("llm-order")]
 MODELS: dict[str, transformers.PretrainedConfig] = {
     "google/vit-base-patch16-224-in21k": transformers.ViTConfig(),
     "facebook/dinov2-small": transformers.Dinov2Config(hidden_size=384, num_attention_heads=6),
     "FacebookAI/roberta-base": transformers.RobertaConfig(),
+    "meta-llama/Llama-3.2-1B-Instruct": transformers.LlamaConfig(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8
+    ),
     "HuggingFaceTB/SmolLM2-360M-Instruct": transformers.LlamaConfig(
         hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15, num_key_value_heads=5
     ),
 }
-SITES = {"image": 24, "text": 24, "causal-lm": 224}  # keys and values, queries and values, seven maps of 32 layers
+SITES = {"meta-llama": 32, "HuggingFaceTB": 224}  # two maps of 16 layers, seven of 32; else two of 12
+SPEC = importlib.util.spec_from_file_location("recipe_data", FOLDER.parent / "scripts" / "recipe_data.py")
+assert SPEC and SPEC.loader
+recipe_data = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(recipe_data)
 WORDS = ["alpha beta", "gamma delta", "glad win", "sad loss"]
 
 
@@ -62,8 +71,24 @@ def table(at: Path, rows: list[dict[str, Any]], features: datasets.Features | No
     return {"path": "parquet", "data_files": str(at / "rows.parquet")}
 
 
-def sentences(at: Path, *columns: str) -> dict[str, Any]:
-    return table(at, [{c: WORDS[i % 4] for c in columns} | {"label": i % 2, "idx": i} for i in range(24)])
+def sentences(at: Path, *columns: str, label: str = "label", **more: str) -> dict[str, Any]:
+    rows = [{c: WORDS[i % 4] for c in columns} | {label: i % 2, "idx": i} | more for i in range(24)]
+    classes = datasets.ClassLabel(names=["no", "yes"])
+    texts = {c: datasets.Value("string") for c in (*columns, *more)}
+    return table(at, rows, datasets.Features({**texts, label: classes, "idx": datasets.Value("int64")}))
+
+
+def prepared(at: Path, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the script makes of ``rows``, which are of the form that their source has; its part ``at.name``."""
+    at.mkdir(parents=True)
+    parts = recipe_data.SOURCES[name][1](datasets.Dataset.from_list(rows), name)
+    parts[at.name].to_json(at / "rows.jsonl")
+    return {"path": "json", "data_files": str(at / "rows.jsonl")}
+
+
+def speeches(at: Path) -> dict[str, Any]:
+    lines = [f"{who}:\n{WORDS[i % 4]}" for i in range(12) for who in ("ROMEO", "JULIET", "First Citizen")]
+    return prepared(at, "personas", [{"text": line} for line in ["ACT I", *lines, "NURSE:\nalpha"]])
 
 
 def alpaca(at: Path, **more: str) -> dict[str, Any]:
@@ -86,6 +111,29 @@ DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "rte": lambda at: sentences(at, "sentence1", "sentence2"),
     "qnli": lambda at: sentences(at, "question", "sentence"),
     "sst2": lambda at: sentences(at, "sentence"),
+    "imagenet-a": lambda at: folder_of_pictures(at, 40),
+    "qqp": lambda at: sentences(at, "question1", "question2"),
+    "mnli": lambda at: sentences(at, "premise", "hypothesis"),
+    "dbpedia": lambda at: sentences(at, "title", "content"),
+    "amazon": lambda at: sentences(at, "title", "content"),
+    "yahoo": lambda at: sentences(at, "question_title", "question_content", label="topic", best_answer="gamma"),
+    "ag": lambda at: sentences(at, "text"),
+    "summaries": lambda at: table(at, [{"prompt": WORDS[i % 4], "completion": WORDS[3 - i % 4]} for i in range(12)]),
+    "translation": lambda at: prepared(
+        at, "translation", [{"id": str(i), "translation": {"en": WORDS[i % 4], "fr": "glad"}} for i in range(12)]
+    ),
+    "answers": lambda at: prepared(
+        at,
+        "answers",
+        [
+            {"id": str(i), "title": "a", "context": WORDS[i % 4], "question": "delta"}
+            | {"answers": {"text": ["beta", "b"], "answer_start": [1, 1]}}
+            for i in range(12)
+        ],
+    ),
+    "persona-1": speeches,
+    "persona-2": speeches,
+    "persona-3": speeches,
     "reasoning": lambda at: alpaca(at, source="data/CoT/gsm_train.json"),
     "code": lambda at: alpaca(at, input="", prompt="gamma"),
     "dialogue": dialogues,
@@ -100,6 +148,7 @@ def tiny(config: RunConfig, model: str, tmp_path: Path) -> RunConfig:
     def local(entry: Any) -> Any:
         off = dict.fromkeys((*kept, "config", "train", "test", "validation")) | {"path": entry.path}
         more = {"training": {}, "max_train": None, "max_test": None, "max_length": None}
+        more |= {"max_new_tokens": 4} if getattr(entry, "metrics", None) else {}
         return entry.model_copy(update=off | more | DATA[entry.name](tmp_path / entry.name))
 
     training = {"max_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "use_cpu": True}
@@ -129,14 +178,34 @@ def test_a_recipe_fits_the_model_that_it_names(name: str, tmp_path: Path) -> Non
     config = load(FOLDER / name)
     MODELS[config.model.path].save_pretrained(tmp_path)
     model = config.model.model_copy(update={"path": str(tmp_path)})
-    assert sum(outline(model, config.lora, 10, 32).shapes.values()) == SITES[config.model.kind]
+    assert sum(outline(model, config.lora, 10, 32).shapes.values()) == SITES.get(config.model.path.split("/")[0], 24)
+
+
+def test_the_orders_of_a_stream_differ_in_order_alone() -> None:
+    first, *others = (load(FOLDER / name) for name in ORDERS)
+    same = {"tasks": first.tasks, "output": first.output}
+    assert [one.model_copy(update=same) for one in others] == [first] * 2
+    tasks = [[task.name for task in one.tasks] for one in (first, *others)]
+    assert len({*map(tuple, tasks)}) == 3 and len({tuple(sorted(names)) for names in tasks}) == 1
+    assert all(task in first.tasks for one in others for task in one.tasks)
+
+
+def test_answers_follow_what_was_said_before() -> None:
+    rows = datasets.Dataset.from_list([{"text": t} for t in ("A:\nHello.\nYou?", "B:\nI.", "Exeunt", "A:\nWell.")])
+    made = recipe_data.personas(rows, "personas")
+    said = [[(m["role"], m["content"]) for m in row["messages"]] for part in made.values() for row in part]
+    assert said == [
+        [("user", "Hello.\nYou?"), ("assistant", "I.")],
+        [("user", "I."), ("assistant", "Well.")],
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast_runs", "in_process")
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", sorted({*RECIPES} - {*ORDERS[1:]}))
 def test_a_recipe_runs_on_rows_of_its_sources_form(name: str, bert: str, vit: str, llama: str, tmp_path: Path) -> None:
     config = load(FOLDER / name)
-    results = run(tiny(config, {"text": bert, "image": vit, "causal-lm": llama}[config.model.kind], tmp_path), quiet())
+    folder = llama if name in ORDERS else {"text": bert, "image": vit, "causal-lm": llama}[config.model.kind]
+    results = run(tiny(config, folder, tmp_path), quiet())
     assert len(results["tasks"]) >= 2 and (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
     assert ("guard" in results) is (config.guard is not None)

@@ -1,0 +1,78 @@
+"""Data sets that a recipe needs in another form than they come in, as JSON lines in runs/data.
+
+    python scripts/recipe_data.py translation answers personas
+
+Downloads from the hub what is not in its cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+Row = Mapping[str, Any]
+Make = Callable[[datasets.Dataset, str], dict[str, datasets.Dataset]]
+FOLDER = Path("runs/data")
+CHARACTERS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=list(SOURCES))
+    for name in parser.parse_args().names:
+        where, make = SOURCES[name]
+        for part, rows in make(datasets.load_dataset(**where, split="train"), name).items():
+            rows.to_json(FOLDER / f"{part}.jsonl")
+            print(f"{len(rows)} rows -> {FOLDER / part}.jsonl")
+
+
+def translation(row: Row) -> dict[str, Any]:
+    """Of opus_books: {"id", "translation": {"en", "fr"}}."""
+    return asked(f"Translate into French:\n{row['translation']['en']}", row["translation"]["fr"])
+
+
+def answer(row: Row) -> dict[str, Any]:
+    """Of SQuAD: {"context", "question", "answers": {"text": [...], "answer_start": [...]}, ...}."""
+    return asked(f"{row['context']}\n\n{row['question']}", row["answers"]["text"][0])
+
+
+def asked(prompt: str, completion: str) -> dict[str, Any]:
+    """A row in the format "messages", so that a model's chat template applies."""
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]}
+
+
+def each(change: Callable[[Row], dict[str, Any]]) -> Make:
+    """One file, of all rows, each changed."""
+    return lambda rows, name: {name: rows.map(change, remove_columns=rows.column_names)}
+
+
+def personas(rows: datasets.Dataset, name: str) -> dict[str, datasets.Dataset]:
+    """Of Shakespeare's plays, a paragraph a speech: {"text": "Name:\\nWhat is said"}; a file for each who speaks most.
+
+    Speeches answer the one before.
+    """
+    speeches = [text.split(":\n", 1) for text in rows["text"] if ":\n" in text]
+    replies = [(who, asked(before, said)) for (_, before), (who, said) in pairwise(speeches)]
+    most = [who for who, _ in Counter(who for who, _ in replies).most_common(CHARACTERS)]
+    return {
+        f"persona-{number}": datasets.Dataset.from_list([row for who, row in replies if who == one])
+        for number, one in enumerate(most, 1)
+    }
+
+
+PLAYS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SOURCES: dict[str, tuple[dict[str, Any], Make]] = {  # keywords of load_dataset, and what becomes of its rows
+    "translation": ({"path": "Helsinki-NLP/opus_books", "name": "en-fr"}, each(translation)),
+    "answers": ({"path": "rajpurkar/squad"}, each(answer)),
+    "personas": ({"path": "text", "data_files": PLAYS, "sample_by": "paragraph"}, personas),
+}
+
+
+if __name__ == "__main__":
+    main()
