@@ -1,0 +1,175 @@
+"""What each departure of a reference code from its paper costs: one switch at a time, on ten tasks.
+
+    python -m benchmarks.ablations --seeds 0 1 2
+
+Ten of the 45 pairs of Fashion-MNIST's classes, 100 training and 150 test rows each, a head each, on the small ViT of
+``streams`` with LoRA on keys and values, as EWC-LoRA has it; the task is known. A cell differs from the one that it is
+compared with by the keywords that ``CELLS`` shows and by nothing else. Strengths were not searched for here: 1e4 is the
+default of a diagonal Fisher of the update, 1e3 the best of four for one of the factors on twenty such tasks
+(benchmarks/results/long-strength.json). Writes benchmarks/results/ablations.json; run again to continue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.fisher import machine, versions
+from benchmarks.parallel import spread
+from benchmarks.streams import LORA, Stream, pairs
+from benchmarks.training import fit, outcome, share
+from retain import METHODS, Method, Task, store
+
+PATH = Path(__file__).parent / "results" / "ablations.json"
+RANK, TARGETS = LORA["r"], r".*\.(key|value|k_proj|v_proj)"  # names differ between versions
+BATCH = 16  # of the squared batch means
+UPDATE, FACTORS = 1e4, 1e3  # strengths
+Cell = tuple[str, dict[str, Any]]
+
+
+def but(cell: Cell, **more: Any) -> Cell:
+    """``cell`` with other keywords."""
+    return cell[0], cell[1] | more
+
+
+DIAGONAL: dict[str, Any] = {"form": "diagonal", "samples": None}
+BATCHES = DIAGONAL | {"labels": "data", "squares": "batch", "batch_size": BATCH}
+MERGE: Cell = ("ewc-lora", {"mode": "merge", "strength": UPDATE, "fisher": DIAGONAL | {"labels": "data"}})
+EB: Cell = ("eblora", {})
+SHARE: Cell = ("share", {})
+CELLS: dict[str, Cell] = {
+    "plain LoRA": but(MERGE, strength=0.0),
+    "plain LoRA, factors summed": but(MERGE, strength=0.0, accumulate="factors"),
+    "EWC-LoRA": MERGE,
+    "EWC-LoRA, factors summed": but(MERGE, accumulate="factors"),
+    "EWC-LoRA, batch squares": but(MERGE, fisher=BATCHES),
+    "EWC-LoRA, batch squares, strength times 16": but(MERGE, fisher=BATCHES, strength=BATCH * UPDATE),
+    "EWC-LoRA, batch squares of 50, strength times 16": but(
+        MERGE, fisher=BATCHES | {"batch_size": 50}, strength=BATCH * UPDATE
+    ),
+    **{f"EWC-LoRA, decay {decay:g}": but(MERGE, decay=decay) for decay in (0.9, 0.5, 0.0)},
+    "F of the update": ("ewc-lora", {"strength": UPDATE, "fisher": DIAGONAL}),
+    "F of the factors": ("ewc", {"decay": 1.0, "strength": FACTORS, "fisher": DIAGONAL}),
+    "Share": SHARE,
+    "Share, dropped temporaries": but(SHARE, reference=["dropped temporaries"]),
+    "Share, centring": but(SHARE, reference=["centring"]),
+    "EBLoRA": EB,
+    "EBLoRA, pretrained gradients": but(EB, reference=["pretrained gradients"]),
+    "EBLoRA, rank scaling": but(EB, reference=["rank scaling"]),
+    "EBLoRA, non-projector": but(EB, reference=["non-projector"]),
+}
+# A cell, and the one that it is compared with: what stands before its first comma, unless it is here.
+COMPARED = {"EWC-LoRA": "plain LoRA", "F of the factors": "F of the update"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--again", action="store_true", help="forget what has been run")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.again:
+        PATH.unlink(missing_ok=True)
+    done = {(row["cell"], row["seed"]) for row in rows()}
+    left = [(cell, seed) for seed in options.seeds for cell in options.cells if (cell, seed) not in done]
+    for _, row in spread(study, left, options.jobs):
+        keep(row)
+    show(rows())
+
+
+@cache
+def stream(seed: int) -> Stream:
+    """The tasks under a seed."""
+    return pairs(seed, count=10, rows=100, tested=150)
+
+
+def study(cell: str, seed: int) -> dict[str, Any]:
+    """One cell under one seed: accuracies (T,) of the tasks as each was trained and at the end."""
+    begin, tasks = time.process_time(), stream(seed)
+    name, keywords = CELLS[cell]
+    model = tasks.model(seed, lora_alpha=5 * RANK if name == "eblora" else RANK, target_modules=TARGETS)
+    method = METHODS[name](model, **keywords, seed=seed)
+    learned = []
+    for number, task in enumerate(tasks.tasks):
+        method.activate(None)
+        fit(model, tasks, number, [method], seed)
+        learned.append(share(outcome(model, task, task.test[0])[1]))
+        method.end_task(task)
+    return {
+        "cell": cell,
+        "seed": seed,
+        "method": name,
+        "keywords": keywords,
+        "learned": learned,
+        "final": [accuracy(method, task) for task in tasks.tasks],
+        "seconds": round(time.process_time() - begin, 1),
+    }
+
+
+def accuracy(method: Method, task: Task) -> float:
+    """Of its test rows, the task known."""
+    method.activate(task.name)
+    return share(outcome(method.model, task, task.test[0])[1])
+
+
+def rows() -> list[dict[str, Any]]:
+    """All that has been run."""
+    return store.read_json(PATH)["rows"] if PATH.exists() else []
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Write ``row`` behind those that there are."""
+    document = {"command": "python -m benchmarks.ablations", "machine": machine(), "versions": versions()}
+    store.write_json(PATH, document | {"rows": [*rows(), row]})
+    means = {key: round(float(np.mean(row[key])), 3) for key in ("final", "learned")}
+    print(row["seed"], row["cell"], means, row["seconds"], flush=True)
+
+
+def summary(row: dict[str, Any]) -> dict[str, float]:
+    """Means over tasks; forgetting is counted from the end of a task's training, its boundary included."""
+    learned, final = np.array(row["learned"]), np.array(row["final"])
+    return {
+        "final": float(final.mean()),
+        "learned": float(learned.mean()),
+        "forgetting": float((learned - final)[:-1].mean()),
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Means and standard deviations over seeds, and differences paired by seed with their standard error."""
+    columns = ("final", "learned", "forgetting")
+    table = Table("", *columns, "seeds", "against", *(f"{column}, points" for column in columns))
+    found = {(row["cell"], row["seed"]): summary(row) for row in rows}
+    for cell in [cell for cell in CELLS if any(row["cell"] == cell for row in rows)]:
+        seeds = sorted(seed for name, seed in found if name == cell)
+        values = [[found[cell, seed][key] for seed in seeds] for key in columns]
+        other = COMPARED.get(cell, cell.split(",")[0])
+        both = [seed for seed in seeds if other != cell and (other, seed) in found]
+        differences = [[100 * (found[cell, s][key] - found[other, s][key]) for s in both] for key in columns]
+        table.add_row(cell, *map(spelled, values), str(len(seeds)), other if both else "", *map(compared, differences))
+    Console(width=190).print(table)
+
+
+def spelled(values: list[float]) -> str:
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def compared(differences: list[float]) -> str:
+    """A mean and its standard error."""
+    if len(differences) < 2:
+        return "".join(f"{d:+.1f}" for d in differences)
+    return f"{np.mean(differences):+.1f} ± {np.std(differences, ddof=1) / len(differences) ** 0.5:.1f}"
+
+
+if __name__ == "__main__":
+    main()
