@@ -135,28 +135,25 @@ def keep(row: dict[str, Any]) -> None:
     print(row["seed"], row["cell"], means, row["seconds"], flush=True)
 
 
-def summary(row: dict[str, Any]) -> dict[str, float]:
-    """Means over tasks; forgetting is counted from the end of a task's training, its boundary included."""
+def by_task(row: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What is shown of a run, for every task; a task's forgetting counts its own boundary too, the last has none."""
     learned, final = np.array(row["learned"]), np.array(row["final"])
-    return {
-        "final": float(final.mean()),
-        "learned": float(learned.mean()),
-        "forgetting": float((learned - final)[:-1].mean()),
-    }
+    return {"final": final, "learned": learned, "forgetting": (learned - final)[:-1]}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Means and standard deviations over seeds, and differences paired by seed with their standard error."""
+    """Means and standard deviations over seeds, and differences in points, paired, with their standard errors."""
     columns = ("final", "learned", "forgetting")
     table = Table("", *columns, "seeds", "against", *(f"{column}, points" for column in columns))
-    found = {(row["cell"], row["seed"]): summary(row) for row in rows}
+    found = {(row["cell"], row["seed"]): by_task(row) for row in rows}
     for cell in [cell for cell in CELLS if any(row["cell"] == cell for row in rows)]:
         seeds = sorted(seed for name, seed in found if name == cell)
-        values = [[found[cell, seed][key] for seed in seeds] for key in columns]
+        values = [[float(found[cell, seed][key].mean()) for seed in seeds] for key in columns]
         other = COMPARED.get(cell, cell.split(",")[0])
         both = [seed for seed in seeds if other != cell and (other, seed) in found]
-        differences = [[100 * (found[cell, s][key] - found[other, s][key]) for s in both] for key in columns]
-        table.add_row(cell, *map(spelled, values), str(len(seeds)), other if both else "", *map(compared, differences))
+        differences = [[found[cell, s][key] - found[other, s][key] for s in both] for key in columns]
+        shown = [compared(np.array(d)) for d in differences] if both else []
+        table.add_row(cell, *map(spelled, values), str(len(seeds)), other if both else "", *shown)
     Console(width=190).print(table)
 
 
@@ -164,11 +161,10 @@ def spelled(values: list[float]) -> str:
     return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
-def compared(differences: list[float]) -> str:
-    """A mean and its standard error."""
-    if len(differences) < 2:
-        return "".join(f"{d:+.1f}" for d in differences)
-    return f"{np.mean(differences):+.1f} ± {np.std(differences, ddof=1) / len(differences) ** 0.5:.1f}"
+def compared(differences: np.ndarray) -> str:
+    """The mean of (seeds, tasks) in points; its standard error over seeds, of one seed over tasks."""
+    means = 100 * (differences.mean(1) if len(differences) > 1 else differences[0])
+    return f"{means.mean():+.1f} ± {means.std(ddof=1) / len(means) ** 0.5:.1f}"
 
 
 if __name__ == "__main__":
