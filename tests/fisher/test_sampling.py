@@ -126,3 +126,15 @@ def test_nothing_can_be_said_of_nothing():
     tally = Tally(10)
     tally.add(slice(0, 1), every(1), torch.ones(1))
     assert tally.error == float("inf")
+
+
+def test_labels_that_happened_to_agree_say_nothing_of_the_error():
+    """A few rows, each of two values by its label: one in eight is labelled once more, and mostly just as before."""
+    tally, values = Tally(8), torch.tensor([1.0, 4.0] * 4, dtype=torch.float64)
+    tally.add(slice(0, 8), every(8), values)
+    assert tally.error == 0  # of given labels, all rows
+    some = every(1)
+    tally.relabel(every(8), values, some, values[:1])
+    assert tally.labels == tally.error == float("inf")
+    tally.relabel(every(8), values, some, values[1:2])
+    assert 0 < tally.error < float("inf")

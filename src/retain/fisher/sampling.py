@@ -124,9 +124,15 @@ class Tally:
 
     @property
     def labels(self) -> float:
-        """Relative variance of the mean of all rows over other labels for them; draws do not lower it."""
+        """Relative variance of the mean of all rows over other labels for them; draws do not lower it.
+
+        Infinite where all rows that were labelled once more came to the same value: of few rows that is chance, and
+        says nothing of the others.
+        """
         if not self.total or not self.relabelled:
             return 0.0
+        if not self.disagreement:
+            return math.inf
         return self.disagreement / self.relabelled / len(self.share) * (self.draws / self.total) ** 2
 
     @property
