@@ -3,7 +3,8 @@
     nice python -m benchmarks.fuzz --inputs 100000 --out benchmarks/results/fuzz.json
 
 Inputs are mutations of files that are valid (``fuzz_inputs``). Each may take a second of processor time. Every file
-that is opened is seen by an audit hook: all must lie in the folder that is read.
+that is opened is seen by an audit hook: all must lie in the folder that is read. The hook also sees what no reader is to
+do: start a process, connect to somewhere, look for the class of a pickle.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from retain.vllm import judge
 
 LIMIT = 1.0  # seconds of processor time for an input
 EACH = 5000  # inputs from one writing of the results to the next
+NEVER = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect", "pickle.find_class")
 CODE = tuple(
     Path(path).resolve() for path in (sys.prefix, sys.base_prefix, torch.__path__[0] + "/..", retain.__path__[0])
 )
@@ -176,12 +178,13 @@ def _limited() -> Iterator[None]:
 
 
 _OPENED: list[str] | None = None  # what is opened, while somebody watches: an audit hook cannot be taken back
+_DONE: list[str] = []  # of NEVER, in that time
 _HOOKED = False
 
 
 @contextmanager
 def _watched(home: Path) -> Iterator[set[str]]:
-    """The block's files outside ``home``, but for the code that is imported."""
+    """What of ``NEVER`` the block does, and its files outside ``home``, but for the code that is imported."""
     global _OPENED, _HOOKED
     if not _HOOKED:
         sys.addaudithook(_hear)
@@ -191,6 +194,8 @@ def _watched(home: Path) -> Iterator[set[str]]:
         yield found
     finally:
         opened, _OPENED = _OPENED, None
+        found.update(_DONE)
+        _DONE.clear()
         for name in {name for name in opened if ".." in name or not name.startswith(f"{home}/")}:
             path = Path(name).resolve()
             if not path.is_relative_to(home) and not any(path.is_relative_to(code) for code in CODE):
@@ -198,9 +203,13 @@ def _watched(home: Path) -> Iterator[set[str]]:
 
 
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    if _OPENED is not None and event == "open" and isinstance(arguments[0], str | bytes):
+    if _OPENED is None:
+        return
+    if event == "open" and isinstance(arguments[0], str | bytes):
         name = arguments[0]
         _OPENED.append(name if isinstance(name, str) else name.decode("utf-8", "replace"))
+    elif event in NEVER:
+        _DONE.append(event)
 
 
 def main() -> None:
