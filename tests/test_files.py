@@ -90,6 +90,66 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(folder) == ["deep"]
 
 
+class Kill(BaseException):
+    """What nobody is to clear up after."""
+
+
+@pytest.mark.parametrize("again", ["sweep", "replace"])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_folder_that_a_kill_caught_between_two_names_is_put_back(
+    at: int, again: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, renames, true = place / "kept", iter(range(1, 10)), os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if next(renames) > at:
+            raise Kill
+        true(source, target)
+
+    files.partial(place / "kept.old").mkdir()  # of something else of a name like it, half written
+    with monkeypatch.context() as patch, pytest.raises(Kill):
+        patch.setattr(os, "replace", killed)
+        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+        files.replace_folder(kept, lambda fresh: files.os.mkdir(fresh / "new"))
+        raise Kill
+    assert kept.exists() is (at == 2)
+    if again == "sweep":
+        files.sweep(place)
+        assert os.listdir(kept) == (["old"] if at == 1 else ["new"])
+    else:
+        files.replace_folder(kept, lambda fresh: (fresh / "newer").mkdir())
+        assert os.listdir(kept) == ["newer"]
+        files.sweep(place)
+    assert sorted(os.listdir(place)) == ["before", "kept", "source"]
+
+
+def test_a_folder_is_not_lost_where_it_can_go_neither_forward_nor_back(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, renames = os.replace, iter(range(1, 10))
+
+    def failing(source: Any, target: Any) -> None:
+        if next(renames) > 1:
+            raise OSError(5, "Input/output error")
+        true(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="kept: cannot be written: Input/output error"):
+        patch.setattr(os, "replace", failing)
+        files.replace_folder(place / "kept", fill)
+    files.sweep(place)
+    assert content(place / "kept") == {"old": "old"}
+
+
+def test_what_cannot_be_read_is_not_said_to_be_unwritable(place: Path) -> None:
+    with pytest.raises(StoreError, match="elsewhere: cannot be read: No such file or directory; .*kept is as it was"):
+        files.copy_folder(place / "elsewhere", place / "kept")
+    (place / "source" / "copied").unlink()
+    (place / "source" / "copied").symlink_to(place / "source" / "gone")
+    with pytest.raises(StoreError, match="source/copied: cannot be read: No such file or directory"):
+        files.copy_folder(place / "source", place / "kept")
+    assert content(place / "kept") == {"old": "old"}
+
+
 def test_sweep_takes_what_killed_writes_left_and_nothing_else(tmp_path: Path) -> None:
     files.write(tmp_path / "a" / "kept.partial", "")
     files.write(tmp_path / "a" / ".kept", "")

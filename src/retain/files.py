@@ -9,11 +9,12 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-PARTIAL, LOCK = ".partial", ".lock"
+PARTIAL, REPLACED, LOCK = ".partial", ".replaced", ".lock"
 
 
 class StoreError(ValueError):
@@ -22,7 +23,7 @@ class StoreError(ValueError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Tell what keeps the block from writing ``path`` in one line.
+    """Tell what keeps the block from writing ``path`` in one line; of a file elsewhere, that it cannot be read.
 
     Raises:
         StoreError: a full disk, a read-only folder, missing rights, a mount that is gone, a broken device.
@@ -31,7 +32,19 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if (source := _source(error, path)) is not None:
+            raise StoreError(f"{source}: cannot be read: {reason}; {path} is as it was") from error
         raise StoreError(f"{path}: cannot be written: {reason}; what was there before is as it was") from error
+
+
+def _source(error: Exception, path: Path) -> str | None:
+    """The one file that ``error`` is about, if it lies elsewhere than ``path`` and what is written beside it."""
+    if not isinstance(error, OSError) or not isinstance(error.filename, str) or error.filename2 is not None:
+        return None
+    place, target = Path(error.filename).absolute(), path.absolute()
+    beside = str(target.parent / f".{path.name}.")
+    written = place.is_relative_to(target) or target.is_relative_to(place) or str(place).startswith(beside)
+    return None if written else error.filename
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -77,13 +90,17 @@ def sync_folder(folder: Path) -> None:
 def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Let ``fill`` write a new folder beside ``path``, then put it in place of the old one.
 
+    Folders cannot change places at once. Killed in between, the old one lies beside its place: ``sweep``, and the next
+    call for this ``path``, put it back.
+
     Raises:
         StoreError: it cannot be written; the old one is as it was.
     """
-    fresh, old = partial(path), partial(path.with_name(f"{path.name}.old"))
+    fresh = partial(path)
     with writing(path):
-        for left in (fresh, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        for old in path.parent.glob(f".{escape(path.name)}.*{REPLACED}"):
+            _put_back(old, path)
         try:
             fresh.mkdir(parents=True)
             fill(fresh)
@@ -91,13 +108,13 @@ def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
                 for name in names:
                     _sync_file(Path(folder, name))
                 sync_folder(Path(folder))
-            _swap(fresh, path, old)
+            _swap(fresh, path)
         finally:
-            for left in (fresh, old):
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _swap(fresh: Path, path: Path, old: Path) -> None:
+def _swap(fresh: Path, path: Path) -> None:
+    old = path.with_name(f".{path.name}.{os.getpid()}{REPLACED}")
     if path.exists():
         os.replace(path, old)
     try:
@@ -107,6 +124,15 @@ def _swap(fresh: Path, path: Path, old: Path) -> None:
             os.replace(old, path)
         raise
     sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """End what a kill has left half done: ``old`` was in the place of ``path``, and is so again if nothing else is."""
+    if path.exists():
+        shutil.rmtree(old)
+    else:
+        os.replace(old, path)
 
 
 def _sync_file(path: Path) -> None:
@@ -118,12 +144,25 @@ def _sync_file(path: Path) -> None:
 
 
 def copy_folder(source: Path, path: Path) -> None:
-    """Put a copy of ``source`` in place of ``path``."""
+    """Put a copy of ``source`` in place of ``path``.
+
+    Raises:
+        StoreError: one cannot be read, or the other not be written, and is as it was.
+    """
 
     def fill(fresh: Path) -> None:
-        shutil.copytree(source, fresh, dirs_exist_ok=True)
+        for folder, inner, names in os.walk(source, onerror=_raise):
+            here = fresh / Path(folder).relative_to(source)
+            for name in inner:
+                (here / name).mkdir()
+            for name in names:
+                shutil.copyfile(Path(folder, name), here / name)
 
     replace_folder(path, fill)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def drop_folder(path: Path) -> None:
@@ -137,7 +176,9 @@ def drop_folder(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writes that were killed left under ``folder``."""
+    """Remove what writes that were killed left under ``folder``, and put back what they had moved out of its place."""
+    for old in list(folder.rglob(f".*{REPLACED}")):
+        _put_back(old, old.with_name(old.name.removesuffix(REPLACED).rpartition(".")[0][1:]))
     for path in list(folder.rglob(f".*{PARTIAL}")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
