@@ -70,6 +70,7 @@ def load_model(
     trained = {key.rpartition(".")[0] for key in report["missing_keys"]}
     trained.add(install_heads(base, sizes, seed) if own_heads else final_classifier(base, sum(sizes)))
     lora = {**lora, "modules_to_save": sorted(trained | set(lora.get("modules_to_save") or ()))}
+    transformers.set_seed(seed)  # the draws of a head, which grows with tasks that come later, are not those of LoRA
     return add_lora(base, **lora)
 
 
