@@ -3,8 +3,8 @@
     nice python -m benchmarks.fuzz --inputs 100000 --out benchmarks/results/fuzz.json
 
 Inputs are mutations of files that are valid (``fuzz_inputs``). Each may take a second of processor time. Every file
-that is opened is seen by an audit hook: all must lie in the folder that is read. The hook also sees what no reader is to
-do: start a process, connect to somewhere, look for the class of a pickle.
+that is opened is seen by an audit hook: all must lie in the folder that is read. The hook also sees what no reader is
+to do: start a process, connect to somewhere, look for the class of a pickle.
 """
 
 from __future__ import annotations

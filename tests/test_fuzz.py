@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import random
 import sys
 from pathlib import Path
@@ -72,6 +73,7 @@ def test_the_harness_sees_what_it_looks_for(fuzzing: Any, home: Path) -> None:
 
     assert outcome(lambda folder: (folder / "../secret").read_text()) == f"read elsewhere: {home.parent / 'secret'}"
     assert outcome(lambda folder: {}["a"]) == "KeyError: 'a'"
+    assert outcome(lambda folder: pickle.loads(pickle.dumps(folder))) == "read elsewhere: pickle.find_class"
     assert outcome(endless) == "more than 1.0 s"
 
 
@@ -89,6 +91,16 @@ HARMFUL = {
 def test_what_has_harmed_once_is_refused(harm: str, fuzzing: Any, known: Any, home: Path) -> None:
     name, content = HARMFUL[harm]
     assert fuzzing.outcome_of(known[name], home, json.dumps(content).encode()) == "refused"
+
+
+def test_a_score_that_there_is_none_of_has_no_interval_and_is_read(fuzzing: Any, known: Any, home: Path) -> None:
+    """What a run of one task writes, a joint one, and one that tasks were added to."""
+    results = json.loads(known["results"].content)
+    results["accuracy"]["scores"]["forgetting"] = None
+    results["accuracy"]["intervals_95"]["forgetting"] = [None, None]
+    assert fuzzing.outcome_of(known["results"], home, json.dumps(results).encode()) == "read"
+    results["accuracy"]["scores"]["forgetting"] = 0.5
+    assert fuzzing.outcome_of(known["results"], home, json.dumps(results).encode()) == "refused"
 
 
 @pytest.mark.parametrize(

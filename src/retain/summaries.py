@@ -13,6 +13,7 @@ from retain.mistakes import check_task_name
 
 Number = float
 Interval = Annotated[list[Number], Field(min_length=2, max_length=2)]
+Unknown = Annotated[list[None], Field(min_length=2, max_length=2)]  # of a score that is none
 
 
 class _Part(BaseModel):
@@ -31,14 +32,12 @@ class _Scored(_Part):
 
     matrix: list[list[Number | None]]
     scores: dict[str, Number | None]
-    intervals_95: dict[str, Interval]
+    intervals_95: dict[str, Interval | Unknown]
 
     @model_validator(mode="after")
     def _intervals(self) -> _Scored:
-        if (
-            bare := {name for name, value in self.scores.items() if value is not None}
-            & SHOWN - self.intervals_95.keys()
-        ):
+        known = {name for name, pair in self.intervals_95.items() if None not in pair}
+        if bare := {name for name, value in self.scores.items() if value is not None} & SHOWN - known:
             raise ValueError(f"no interval of {min(bare)}")
         return self
 
@@ -97,7 +96,7 @@ class _Results(_Part):
 
 
 OF_ACCURACY = {"average_accuracy", "learning_accuracy", "forgetting", "backward_transfer"}
-OF_LEVELS = {"gained", "forgetting", "final"}
+OF_LEVELS = {"untouched", "just_learned", "gained", "forgetting", "final"}
 SHOWN = OF_ACCURACY | OF_LEVELS
 
 
