@@ -1,7 +1,10 @@
 """YAML as people mean it."""
 
+import time
+
 import pytest
 
+from retain import yamls
 from retain.yamls import override, read, write
 
 
@@ -39,3 +42,38 @@ def test_an_override_makes_the_section_that_it_needs() -> None:
     for assignment in ("a.b.x=1", "c.0.y=1e-4", "c.1=[2]", "d="):
         override(document, assignment)
     assert document == {"a": {"b": {"x": 1}}, "c": [{"y": 1e-4}, [2]], "d": None}
+
+
+def test_many_digits_take_no_longer_than_many_letters() -> None:
+    """Fuzzing found it: whether a value is a number took the square of its length, a second for a long one."""
+    began = time.process_time()
+    yamls.read("".join(f"a{i}: {'9' * 9990}x\n" for i in range(13)))
+    assert time.process_time() - began < 0.5
+
+
+LINES = "# top\ntasks:   # in order\n  - {name: a}   # first\n  # next\n  - name: b\n    x: 1  # its own\n"
+APPENDED = {
+    "a list in lines, with remarks": (f"{LINES}\n# then\ny: 2\n", f"{LINES}  - {{name: c}}\n\n# then\ny: 2\n"),
+    "a list in brackets": (
+        "tasks: [{name: a},\n  {name: b},  # last\n  ]\n",
+        "tasks: [{name: a},\n  {name: b}, {name: c},  # last\n  ]\n",
+    ),
+    "without a line's end": ("z: &z {t: 1}\ntasks:\n- tasks: *z", "z: &z {t: 1}\ntasks:\n- tasks: *z\n- {name: c}"),
+    "behind a text of lines": (
+        "tasks:\n  - name: |\n      ä\n      two\n\nx: 1\n",
+        "tasks:\n  - name: |\n      ä\n      two\n  - {name: c}\n\nx: 1\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", APPENDED)
+def test_an_entry_is_added_and_all_else_stays(form: str) -> None:
+    before, after = APPENDED[form]
+    assert yamls.append(before, "tasks", [{"name": "c"}]) == after
+
+
+def test_what_cannot_be_added_to_says_so() -> None:
+    with pytest.raises(ValueError, match="no list 'tasks' to add to"):
+        yamls.append("x: {tasks: [1]}\n", "tasks", [1])
+    with pytest.raises(ValueError, match="add this yourself:\n- {name: c}"):
+        yamls.append("tasks:\n  - a: >\n      text", "tasks", [{"name": "c"}])

@@ -254,6 +254,20 @@ def method_keywords(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in keywords.items() if key not in ("name", "seed")}
 
 
+def cumulative(config: RunConfig) -> bool:
+    """Whether the method of ``config`` trains on the rows of all tasks at once."""
+    from retain.methods import METHODS
+
+    return METHODS[config.method["name"]].cumulative
+
+
+def added(text: str, config: RunConfig) -> int:
+    """How many tasks ``config`` has behind those of the dumped configuration ``text``."""
+    there = yamls.read(text)
+    tasks = there.get("tasks") if isinstance(there, dict) else None
+    return max(0, len(config.tasks) - len(tasks)) if isinstance(tasks, list) and tasks else 0
+
+
 def difference(one: str, other: str) -> str:
     """The first key in which two dumped configurations differ, with both values; empty if they are the same."""
     flat_one, flat_other = (dict(_flat(yamls.read(text))) for text in (one, other))

@@ -26,6 +26,7 @@ INTERVALS = {
     "forgetting": scores.forgetting,
     "backward_transfer": scores.backward_transfer,
 }
+UNMEASURED = {"loss": np.nan}
 # scenario -> what accuracy means in it, and what is reported beside it
 KINDS = {"task": ("known", "unknown"), "class": ("unknown", "known"), "domain": ("known",)}
 
@@ -84,7 +85,7 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
     ``nats_per_token`` instead, and ``guard`` if there is one.
     """
     names = [task.name for task in stream.tasks]
-    rows = np.array([records[0]["tasks"][name]["rows"] for name in names])
+    rows = np.array([records[-1]["tasks"][name]["rows"] for name in names])
     summary: dict[str, Any] = {
         "retain": version("retain"),
         "method": config.method,
@@ -125,12 +126,13 @@ def _accuracies(
 def columns(records: Sequence[Mapping[str, Any]], names: Sequence[str], kind: str) -> list[np.ndarray]:
     """Per task the outcomes (T+1, rows) of its test rows after every stage; NaN where nothing was measured.
 
-    ``records`` are those of all stages, ``kind`` is one of ``KINDS``.
+    ``records`` are those of all stages, ``kind`` is one of ``KINDS``. A task that was added to a run is not measured
+    before.
     """
     found = []
     for name in names:
-        column = np.full((len(names) + 1, records[0]["tasks"][name]["rows"]), np.nan)
-        for entry in records:
+        column = np.full((len(names) + 1, records[-1]["tasks"][name]["rows"]), np.nan)
+        for entry in (entry for entry in records if name in entry["tasks"]):
             column[entry["learned"]] = [int(bit) for bit in entry["tasks"][name][kind]]
         found.append(column)
     return found
@@ -180,7 +182,7 @@ def _matrix(outcomes: Sequence[np.ndarray]) -> np.ndarray:
 def _loss(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> np.ndarray:
     matrix = np.full((len(names) + 1, len(names)), np.nan)
     for entry in records:
-        matrix[entry["learned"]] = [entry["tasks"][name]["loss"] for name in names]
+        matrix[entry["learned"]] = [entry["tasks"].get(name, UNMEASURED)["loss"] for name in names]
     return matrix
 
 

@@ -34,7 +34,7 @@ from retain.hf import fit
 from retain.ledger import LEDGER, Ledger
 from retain.progress import StepBar, WorkBar
 from retain.provenance import begun, ended, opened
-from retain.results import headline, record, results, row_losses, row_scores
+from retain.results import UNMEASURED, headline, record, results, row_losses, row_scores
 from retain.stopping import Stop
 from retain.task import Task
 from retain.trackers import Trackers
@@ -83,6 +83,8 @@ def _run(config: RunConfig, console: Console, tasks: int | None, stop: Stop) -> 
     ranks.wait()
     finished = list(takewhile(lambda stage: store.is_closed(stage.folder), stages))
     left = stages[len(finished) :]
+    if left and ranks.first():
+        (output / "results.json").unlink(missing_ok=True)  # of fewer tasks, before others were added
     _read(finished)
     if ranks.first():
         _tidy(finished)
@@ -165,7 +167,7 @@ def _work(shop: Workshop, stage: Stage, last: Path, beside: _Beside) -> None:
         lost = shares_lost(remembered, row_scores(before), row_scores(now))
         compared["total"] |= note(shop.method, stage.name, compared["total"], lost)
         found["calibration"] = compared
-        warned += doubts(compared, strength, stage.name, before[stage.name]["loss"])
+        warned += doubts(compared, strength, stage.name, before.get(stage.name, UNMEASURED)["loss"])
     clock.lap("evaluate")
     ranks.wait()  # until all have read what belongs to the stage before
     if book is not None:

@@ -44,16 +44,16 @@ def losses_per_token(records: Records, names: Sequence[str]) -> list[Array]:
 
 def metrics_of(records: Records) -> list[str]:
     """The metrics that any task is asked, in their order."""
-    return list(dict.fromkeys(m for entry in records[0]["tasks"].values() for m in entry.get("answers", {})))
+    return list(dict.fromkeys(m for entry in records[-1]["tasks"].values() for m in entry.get("answers", {})))
 
 
 def answered(records: Records, names: Sequence[str], metric: str) -> list[Array]:
     """Per task the values (T+1, rows) of ``metric`` after every stage; NaN where nothing was measured or asked."""
     columns = []
     for name in names:
-        columns.append(np.full((len(names) + 1, records[0]["tasks"][name]["rows"]), np.nan))
+        columns.append(np.full((len(names) + 1, records[-1]["tasks"][name]["rows"]), np.nan))
         for entry in records:
-            if (values := entry["tasks"][name].get("answers", {}).get(metric)) is not None:
+            if (values := entry["tasks"].get(name, {}).get("answers", {}).get(metric)) is not None:
                 columns[-1][entry["learned"]] = values
     return columns
 
@@ -68,7 +68,8 @@ def headline(name: str, records: Records) -> str:
     if not learned:
         return f"[dim]{name}:[/] nats a token " + " ".join(f"{per_token(entry):.3f}" for entry in last.values()) + guard
     mine, before = learned[-1], learned[:-1]
-    line = f"[bold]{name}[/] learned: {per_token(last[mine]):.3f} nats a token (untouched {per_token(first[mine]):.3f})"
+    line = f"[bold]{name}[/] learned: {per_token(last[mine]):.3f} nats a token"
+    line += f" (untouched {per_token(first[mine]):.3f})" if mine in first else ""
     line += "".join(f", {metric} {np.mean(values):.3f}" for metric, values in last[mine].get("answers", {}).items())
     if before and len(records) == records[-1]["learned"] + 1:
         then = {task: records[i + 1]["tasks"][task] for i, task in enumerate(before)}
@@ -123,7 +124,7 @@ def _summary(columns: Sequence[Array], better: Better) -> dict[str, Any]:
 
 def _losses(records: Records, name: str) -> tuple[Array, Array]:
     """Losses (T+1, rows) and numbers of target tokens (rows,) of a task's test rows."""
-    return _filled(records, name, "losses"), np.array(records[0]["tasks"][name]["tokens"], dtype=float)
+    return _filled(records, name, "losses"), np.array(records[-1]["tasks"][name]["tokens"], dtype=float)
 
 
 def linear(losses: Array, tokens: Array) -> Array:
@@ -137,10 +138,10 @@ def linear(losses: Array, tokens: Array) -> Array:
 
 
 def _filled(records: Records, name: str, key: str) -> Array:
-    tasks = len(records[0]["tasks"])
-    column = np.full((tasks + 1, records[0]["tasks"][name]["rows"]), np.nan)
+    tasks = len(records[-1]["tasks"])
+    column = np.full((tasks + 1, records[-1]["tasks"][name]["rows"]), np.nan)
     for entry in records:
-        if (values := entry["tasks"][name].get(key)) is not None:
+        if (values := entry["tasks"].get(name, {}).get(key)) is not None:
             column[entry["learned"]] = values
     return column
 

@@ -86,7 +86,8 @@ def reading(records: Records, scenario: str) -> dict[str, float]:
     if "guard" in last:
         found[f"{unit}/{last['guard']['name']}"] = level(last["guard"])
     if len(names) > 1 and len(records) == len(names) + 1:
-        matrix = np.array([[level(record["tasks"][name]) for name in names] for record in records])
+        told = [record["tasks"] for record in records]  # of a task that was added later, not all of them
+        matrix = np.array([[level(tasks[name]) if name in tasks else np.nan for name in names] for tasks in told])
         found["forgetting"] = levels(matrix)["forgetting"] if nats else scores.forgetting(matrix)
     if rise := last.get("calibration"):
         found |= {f"{key}_rise": rise["total"][key] for key in ("foreseen", "measured")}

@@ -122,7 +122,7 @@ def prepare(config: RunConfig) -> Workshop:
 
 
 def check_folder(config: RunConfig) -> None:
-    """See that the output folder is free for ``config``, or already its own.
+    """See that the output folder is free for ``config``, or already its own, of all its tasks or the first of them.
 
     Raises:
         StoreError: the folder belongs to another configuration, holds something that is no run, or a stage in it is a
@@ -133,12 +133,20 @@ def check_folder(config: RunConfig) -> None:
     store.stage_folders(folder)
     if path.exists():
         try:
-            difference = configuration.difference(read_text(path), configuration.dump(config))
+            text = read_text(path)
+            more = configuration.added(text, config)
+            known = config.model_copy(update={"tasks": config.tasks[: len(config.tasks) - more]})
+            difference = configuration.difference(text, configuration.dump(known))
         except (OSError, ValueError) as error:
             raise store.StoreError(f"{path}: damaged: {error}") from error
         if difference:
             raise store.StoreError(
                 f"{folder} holds a run of another configuration: {difference}; choose another `output`"
+            )
+        if more and configuration.cumulative(config):
+            raise store.StoreError(
+                f"{folder}: {config.method['name']} trains on the rows of all tasks at once and does not go on; "
+                "choose another `output`"
             )
     elif folder.exists() and not (folder.is_dir() and all(ours(p) for p in folder.iterdir())):
         raise store.StoreError(f"{folder} is not empty and holds no run; choose another `output`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -13,7 +13,7 @@ DEEPEST = 32  # sections in sections
 MOST = 100_000  # values, those of aliases counted wherever they stand
 WORD = 10_000  # characters of a single value
 
-EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+EXPONENT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -106,6 +106,49 @@ def flow(content: Any) -> str:
     """``content`` as YAML on one line."""
     text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**6)
     return text.strip()
+
+
+def append(text: str, section: str, entries: Sequence[Any]) -> str:
+    """``text``, a document of sections, with ``entries`` behind those of the list ``section``, and all else as it is.
+
+    Raises:
+        ValueError: no such list, or one that is written in a way that this cannot add to.
+    """
+    before = read(text)
+    if not isinstance(before, dict) or not isinstance(before.get(section), list) or not before[section]:
+        raise ValueError(f"there is no list {section!r} to add to")
+    end, column, within = _end(text, section)
+    if not within and (end := text.find("\n", len(text[:end].rstrip()))) < 0:
+        end = len(text)
+    form = ", {}" if within else f"\n{' ' * column}- {{}}"
+    found = text[:end] + "".join(form.format(flow(entry)) for entry in entries) + text[end:]
+    try:
+        fits = read(found) == before | {section: [*before[section], *entries]}
+    except ValueError:
+        fits = False
+    if not fits:
+        lines = "\n".join(f"- {flow(entry)}" for entry in entries)
+        raise ValueError(f"{section!r} is written in a way that nothing can be added to; add this yourself:\n{lines}")
+    return found
+
+
+def _end(text: str, section: str) -> tuple[int, int, bool]:
+    """Of the list ``section`` where its last item ends, where its items stand in the line, and if brackets hold it."""
+    depth, last, key, start = 0, 0, "", None
+    for event in yaml.parse(text, Loader=_Loader):
+        opens, closes = (isinstance(event, kind) for kind in (yaml.CollectionStartEvent, yaml.CollectionEndEvent))
+        depth -= closes
+        if start is not None and closes and depth == 1:
+            return last, start.start_mark.column, bool(start.flow_style)
+        if depth == 1 and start is None:
+            if isinstance(event, yaml.SequenceStartEvent) and key == section:
+                start = event
+            key = event.value if isinstance(event, yaml.ScalarEvent) else ""
+        depth += opens
+        bracket = closes and text[event.start_mark.index : event.end_mark.index] in ("]", "}")
+        if bracket or isinstance(event, yaml.ScalarEvent | yaml.AliasEvent):
+            last = event.end_mark.index
+    raise ValueError(f"there is no list {section!r} to add to")
 
 
 def override(document: dict[str, Any], assignment: str) -> None:

@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 PANELS: dict[str, list[Callable[..., None]]] = {
-    "Train": [train.demo, train.init, train.plan, train.run],
+    "Train": [train.demo, train.init, train.plan, train.run, train.add_task],
     "Judge": [judge.compare, judge.sweep, judge.report, judge.check],
     "Look": [look.inspect, look.audit, look.methods, look.schema, look.doctor],
     "Hand on": [hand_on.export],

@@ -55,6 +55,29 @@ def init(
     command(config, sources, model, method, Console())
 
 
+def add_task(
+    target: Annotated[
+        Path, typer.Argument(metavar="RUN|FILE.yaml", help="A run's folder, or its file.", show_default=False)
+    ],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="DATA...", help="As of [cyan]retain init[/]: a task for each.", show_default=False),
+    ],
+    name: Annotated[str | None, typer.Option(help="Of the task, if it is one.", show_default=False)] = None,
+) -> None:
+    """Add next week's data behind the tasks of a run or a file; the run goes on with them.
+
+    Nothing that is finished is done again: it ends with the adapter that it
+    would have ended with, had the tasks been there from the start. Columns are
+    guessed, and said.
+
+    Example: [cyan]retain add-task runs/bot new.jsonl[/], then [cyan]retain run runs/bot/config.yaml[/]
+    """
+    from retain.commands.add_task import add_task as command
+
+    command(target, sources, name, Console())
+
+
 def plan(config: ConfigFile, overrides: Overrides = None) -> None:
     """Say what a run would take before anything is loaded: bytes, steps, seconds, for every form of the Fisher.
 

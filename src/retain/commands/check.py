@@ -92,7 +92,7 @@ def _of_tasks(
         if after == len(records) - 1:
             console.print(f"{name}: learned last, nothing to forget yet", highlight=False, soft_wrap=True)
             continue
-        scored = next(iter(records[0]["tasks"][name].get("answers", {})), kind)
+        scored = next(iter(records[-1]["tasks"][name].get("answers", {})), kind)
         allowed = _allowed(bound, scored)
         then, now = (_rows(stages[i], records[i], name, scored, allowed) for i in (after, -1))
         yield told(*judged(name, then, now, allowed), console)

@@ -59,7 +59,7 @@ class Run:
     @property
     def rows(self) -> list[tuple[str, int]]:
         """Every task with the number of its test rows, and what was scored on them."""
-        return [(self.unit, 0), *((task, self.records[0]["tasks"][task]["rows"]) for task in self.tasks)]
+        return [(self.unit, 0), *((task, self.records[-1]["tasks"][task]["rows"]) for task in self.tasks)]
 
     @property
     def bits(self) -> str:

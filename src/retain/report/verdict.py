@@ -25,10 +25,11 @@ def verdict(run: Run, others: Sequence[Run] = ()) -> list[str]:
     later = run.tasks[-1] if len(run.tasks) == 2 else "what came after"
     plain = next((o for o in others if o.name == "sequential" and o.in_turn and comparable(run, o)), None)
     beside = f"; sequential training kept {_percent(scores.stability(plain.matrix))}" if plain else ""
+    untouched = run.matrix[0][~np.isnan(run.matrix[0])]
+    had = f", where the untouched model had {untouched.mean():.3f}" if len(untouched) == len(run.tasks) else ""
     return [
         f"Kept {kept} of its accuracy on {listed(run.tasks[:-1])} while learning {later}{beside}.",
-        f"A task reached {learned:.3f} when it was learned, in the mean; in the end all have {final:.3f}, where the "
-        f"untouched model had {float(np.nanmean(run.matrix[0])):.3f}.",
+        f"A task reached {learned:.3f} when it was learned, in the mean; in the end all have {final:.3f}{had}.",
         *(against(run, other) for other in others),
     ]
 
@@ -61,14 +62,15 @@ def against(run: Run, other: Run) -> str:
 def _in_nats(run: Run, found: Mapping[str, Any]) -> list[str]:
     """The same of a language model: nats per token, where lower is better."""
     score, ranges = found["scores"], found["intervals_95"]
-    ended = f"In the end all tasks are at {score['final']:.3f} nats a token; untouched, at {score['untouched']:.3f}."
+    ended = f"In the end all tasks are at {score['final']:.3f} nats a token{_untouched(score, ', at ')}."
     if not run.in_turn:
         at_once = " at once" if len(run.tasks) > 1 else ""
         return [f"Learned {listed(run.tasks)}{at_once}.", ended, *_of_metrics(run), *_of_guard(run)]
-    lost, gained = (f"{score[k]:.3f} ({ranges[k][0]:.3f} to {ranges[k][1]:.3f})" for k in ("forgetting", "gained"))
+    said = {k: f"{score[k]:.3f} ({ranges[k][0]:.3f} to {ranges[k][1]:.3f})" for k in ranges if score[k] is not None}
+    gained = f"Learning a task made it better by {said['gained']}, in the mean. " if "gained" in said else ""
     return [
-        f"Lost {lost} nats a token on {listed(run.tasks[:-1])} while learning what came after.",
-        f"Learning a task made it better by {gained}, in the mean. {ended}",
+        f"Lost {said['forgetting']} nats a token on {listed(run.tasks[:-1])} while learning what came after.",
+        gained + ended,
         *_of_metrics(run),
         *_of_guard(run),
     ]
@@ -79,7 +81,7 @@ def _of_metrics(run: Run) -> list[str]:
     found = []
     for metric, told in run.results.get("metrics", {}).items():
         score, ranges = told["scores"], told["intervals_95"]
-        ended = f"{metric} is {score['final']:.3f} in the end; untouched, {score['untouched']:.3f}"
+        ended = f"{metric} is {score['final']:.3f} in the end{_untouched(score, ', ')}"
         if score["just_learned"] is not None and run.in_turn:
             ended += f"; right after a task was learned, {score['just_learned']:.3f}"
         if score["forgetting"] is not None:
@@ -87,6 +89,12 @@ def _of_metrics(run: Run) -> list[str]:
             ended += f"; earlier tasks lost {score['forgetting']:.3f} ({low:.3f} to {high:.3f})"
         found.append(f"{ended}.")
     return found
+
+
+def _untouched(score: Mapping[str, float | None], then: str) -> str:
+    """What the untouched model had; nothing where tasks were added later, so that nobody knows."""
+    value = score["untouched"]
+    return "" if value is None else f"; untouched{then}{value:.3f}"
 
 
 def _of_guard(run: Run) -> list[str]:
