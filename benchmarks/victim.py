@@ -20,6 +20,7 @@ from unittest.mock import patch
 import accelerate
 import datasets
 import torch
+from accelerate.state import AcceleratorState
 from matplotlib.figure import Figure
 from rich.console import Console
 from tokenizers import Tokenizer
@@ -121,8 +122,11 @@ def configuration(name: str, folder: Path) -> Any:
     )
 
 
-def begin(name: str, folder: Path, home: Path, log: Path) -> tuple[int, int]:
-    """Start the victim in a process of its own, in ``home``: its number, and what to read of where it is."""
+def begin(name: str, folder: Path, home: Path, log: Path, one_of_two: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Start the victim in a process of its own, in ``home``: its number, and what to read of where it is.
+
+    ``one_of_two`` has its rank and a port where both meet; such a victim does no more than its run.
+    """
     reading, telling = os.pipe()
     if (number := os.fork()) == 0:
         os.close(reading)
@@ -130,7 +134,7 @@ def begin(name: str, folder: Path, home: Path, log: Path) -> tuple[int, int]:
         try:
             home.mkdir(parents=True, exist_ok=True)
             os.chdir(home)
-            _live(name, folder, telling)
+            _live(name, folder, telling, one_of_two)
             code = 0
         except BaseException:
             log.write_text(traceback.format_exc())
@@ -154,17 +158,27 @@ def warm(folder: Path) -> None:
     gc.freeze()
 
 
-def _live(name: str, folder: Path, telling: int) -> None:
+def _live(name: str, folder: Path, telling: int, one_of_two: tuple[int, int] | None = None) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     for place, owners in places(name).items():
         for owner, attribute in owners:
             setattr(owner, attribute, _told(place, getattr(owner, attribute), telling))
-    _do(name, folder)
+    if one_of_two is not None:
+        _meet(*one_of_two)
+    _do(name, folder, more=one_of_two is None)
 
 
-def _do(name: str, folder: Path) -> None:
+def _meet(rank: int, port: int) -> None:
+    """As ``accelerate launch --cpu`` would have started one of two; gloo, or this process forgets that it was one."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {key: str(value) for key, value in place.items()} | {"ACCELERATE_USE_CPU": "true"}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.distributed.init_process_group("gloo")
+
+
+def _do(name: str, folder: Path, more: bool = True) -> None:
     """A run, its export, report and audit, but for what takes most of the time of tiny ones and writes nothing."""
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     quiet = Console(file=io.StringIO(), width=80)
@@ -175,6 +189,8 @@ def _do(name: str, folder: Path) -> None:
         patch.object(Figure, "savefig", lambda figure, to, **_: to.write("<svg></svg>")),
     ):
         running.run(configuration(name, folder), quiet)
+        if not more:
+            return
         export.export(Path("run"), console=quiet)
         report.report([Path("run")], None, 0, quiet)
         audit.audit(Path("run"), quiet)

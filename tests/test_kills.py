@@ -64,6 +64,15 @@ def test_ten_kills_leave_no_trace(kills: Any, tmp_path: Path) -> None:
 
 @can_fork
 @pytest.mark.slow
+def test_a_pair_of_which_one_or_both_are_killed_leaves_no_trace(kills: Any, tmp_path: Path) -> None:
+    pair = importlib.import_module("benchmarks.kills_together")
+    kills.prepare(tmp_path)
+    found = list(pair.cases(2, 0, tmp_path, ("ewc-lora",)))
+    assert pair.summary(found)["wrong"] == [] and [case["whom"] for case in found] == [[1], [0, 1]]
+
+
+@can_fork
+@pytest.mark.slow
 def test_a_run_that_does_not_come_back_as_it_was_is_found(
     kills: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,13 +99,13 @@ class ContinualCallback(TrainerCallback):
         def write(_: Any) -> None:
             if control.should_save and state.is_world_process_zero:
                 write_beside(checkpoint_folder(args, state), self.method, self.began)
-                if self.trainer is not None:
-                    write_running(checkpoint_folder(args, state), self.trainer, self.gradients.left_out)
 
         self.handles.append(optimizer.register_state_dict_pre_hook(write))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        ranks.wait()  # until each process has written the state of its generators
+        if self.trainer is not None:
+            write_running(checkpoint_folder(args, state), self.trainer, self.gradients.left_out)
+        ranks.wait()  # until each process has written that, and the state of its generators
         if state.is_world_process_zero:
             seal(checkpoint_folder(args, state))
 

@@ -24,7 +24,7 @@ from retain.store import DONE, StoreError, close, is_closed, read_json, read_ten
 
 # What parametrised factors are made of, what the method has measured on the way, and where the task began.
 ORIGINALS, PROGRESS, BOUNDARY = "originals.safetensors", "progress.safetensors", "boundary.safetensors"
-RUNNING = "running.safetensors"  # the loss that Trainer has added up since it last logged, and steps left out
+RUNNING = "running{}.safetensors"  # the loss that a process has added up since Trainer last logged; steps left out
 MODEL, STATE = "model/", "state/"
 PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
@@ -84,21 +84,25 @@ def restore_beside(checkpoint: Path, method: Method) -> None:
 
 
 def write_running(checkpoint: Path, trainer: Any, left_out: int) -> None:
-    """Write what ``trainer`` is about to log, which it forgets with its process; nothing if there are several."""
-    if trainer.args.world_size == 1 and "_tr_loss" in vars(trainer):  # else of a transformers that keeps it elsewhere
+    """Write what ``trainer`` is about to log, which it forgets with its process; each of several has its own."""
+    if "_tr_loss" in vars(trainer):  # else of a transformers that keeps it elsewhere
         since = trainer.state.global_step - trainer._globalstep_last_logged
         counts = {"steps": torch.tensor(since), "left_out": torch.tensor(left_out)}
-        write_tensors(checkpoint / RUNNING, {"loss": trainer._tr_loss} | counts)
+        write_tensors(checkpoint / _running(trainer), {"loss": trainer._tr_loss} | counts)
 
 
 def restore_running(checkpoint: Path, trainer: Any) -> int:
     """Let ``trainer`` log what it would have, had it not been stopped at ``checkpoint``; the steps left out before."""
-    if not (path := checkpoint / RUNNING).exists():
+    if not (path := checkpoint / _running(trainer)).exists():
         return 0
     kept = read_tensors(path)
     trainer._tr_loss = kept["loss"].to(trainer.args.device)
     trainer._globalstep_last_logged -= int(kept["steps"])
     return int(kept["left_out"])
+
+
+def _running(trainer: Any) -> str:
+    return RUNNING.format(f"-{trainer.args.process_index}" if trainer.args.world_size > 1 else "")
 
 
 def originals(method: Method) -> dict[str, nn.Parameter]:
