@@ -14,7 +14,8 @@ from rich.console import Console
 
 from retain import ledger, store
 from retain import run as running
-from retain.commands.audit import audit
+from retain.commands.audit import KINDS, audit
+from retain.methods import METHODS
 from retain.run import run
 from retain.store import StoreError
 from runs import quiet, settings
@@ -31,6 +32,11 @@ def finished(bert: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = settings(bert, tmp_path_factory.mktemp("run"), "mood sport", method=replay, training=FEW)
     run(config, quiet())
     return Path(config.output)
+
+
+def test_all_that_any_method_keeps_is_said_in_plain_words() -> None:
+    kept = {"learned", "past", *(name for method in METHODS.values() for name in method.STATE)}
+    assert kept == KINDS.keys(), kept ^ KINDS.keys()
 
 
 @pytest.fixture
