@@ -134,20 +134,23 @@ def append(text: str, section: str, entries: Sequence[Any]) -> str:
 
 def _end(text: str, section: str) -> tuple[int, int, bool]:
     """Of the list ``section`` where its last item ends, where its items stand in the line, and if brackets hold it."""
-    depth, last, key, start = 0, 0, "", None
+    depth, last, column, key, within = 0, 0, -1, "", False
     for event in yaml.parse(text, Loader=_Loader):
+        begins, ends = event.start_mark, event.end_mark
+        if begins is None or ends is None:
+            continue
         opens, closes = (isinstance(event, kind) for kind in (yaml.CollectionStartEvent, yaml.CollectionEndEvent))
         depth -= closes
-        if start is not None and closes and depth == 1:
-            return last, start.start_mark.column, bool(start.flow_style)
-        if depth == 1 and start is None:
+        if column >= 0 and closes and depth == 1:
+            return last, column, within
+        if depth == 1 and column < 0:
             if isinstance(event, yaml.SequenceStartEvent) and key == section:
-                start = event
+                column, within = begins.column, bool(event.flow_style)
             key = event.value if isinstance(event, yaml.ScalarEvent) else ""
         depth += opens
-        bracket = closes and text[event.start_mark.index : event.end_mark.index] in ("]", "}")
+        bracket = closes and text[begins.index : ends.index] in ("]", "}")
         if bracket or isinstance(event, yaml.ScalarEvent | yaml.AliasEvent):
-            last = event.end_mark.index
+            last = ends.index
     raise ValueError(f"there is no list {section!r} to add to")
 
 
