@@ -7,6 +7,7 @@ The trainer is a few numbers that follow from those before; files, stages, ledge
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from retain import store
 from retain.files import LOCK, PARTIAL, REPLACED, StoreError, copy_folder, drop_folder, held, in_use, sweep
 from retain.ledger import LEDGER, Ledger, read
 
-STAGES = 4
+STAGES = 3
 
 
 class Kill(BaseException):
@@ -83,6 +84,7 @@ class Life(RuleBasedStateMachine):
             while done < STAGES and store.is_closed(self.stage(done)):
                 store.verify_all(self.stage(done))
                 done += 1
+            self.finished = max(self.finished, done)
             for number in range(done):
                 drop_folder(self.stage(number) / "trainer")
             book = Ledger(self.run / LEDGER)
@@ -191,7 +193,23 @@ class Life(RuleBasedStateMachine):
         assert not [path for path in self.run.rglob("*") if path.name.endswith((PARTIAL, REPLACED))]
 
 
+def test_a_run_killed_at_each_call_of_the_system_goes_on() -> None:
+    """One kill after another, each a call later than the one before, until nothing is left to kill."""
+    for after in itertools.count():
+        life = Life()
+        try:
+            with contextlib.suppress(Kill), killed(after):
+                life.go_on(STAGES)
+                assert after > 50
+                return
+            life.what_was_finished_is_there()
+            life.the_record_is_whole()
+            life.ends()
+        finally:
+            life.teardown()
+
+
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    max_examples=12, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=8, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
