@@ -26,7 +26,7 @@ from retain import store
 from retain.files import LOCK, PARTIAL, REPLACED, StoreError, copy_folder, drop_folder, held, in_use, sweep
 from retain.ledger import LEDGER, Ledger, read
 
-STAGES = 3
+STAGES = 2
 
 
 class Kill(BaseException):
@@ -120,7 +120,7 @@ class Life(RuleBasedStateMachine):
         self.go_on(stages)
 
     @precondition(lambda self: self.damaged is None)
-    @rule(stages=st.integers(1, STAGES), after=st.integers(0, 90))
+    @rule(stages=st.integers(1, STAGES), after=st.integers(0, 70))
     def is_killed(self, stages: int, after: int) -> None:
         with contextlib.suppress(Kill), killed(after):
             self.go_on(stages)
