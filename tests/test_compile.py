@@ -39,9 +39,8 @@ def trained(name: str, compiled: bool) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", ["ewc-lora", "eblora"])
-def test_a_compiled_model_learns_what_it_learns_without(name: str) -> None:
-    eager, compiled = (trained(name, on) for on in (False, True))
+def test_a_compiled_model_learns_what_it_learns_without() -> None:
+    eager, compiled = (trained("ewc-lora", on) for on in (False, True))
     assert eager.keys() == compiled.keys()
     for key, tensor in eager.items():
         torch.testing.assert_close(compiled[key], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
