@@ -4,7 +4,7 @@
 
 Twenty of the 45 pairs of Fashion-MNIST's classes, a head each, on the small ViT of ``streams``; the task is known. One
 strength, chosen for Online EWC on validation rows under a seed of its own, holds for all its kin, DWD included, whose
-penalties share their unit. All other keywords are defaults. After every task: accuracy on all tasks so far, bytes kept,
+penalties share their unit; DWD's groups are measured under one chosen for them, too. All other keywords are defaults. After every task: accuracy on all tasks so far, bytes kept,
 the rank of the past, and what the boundary says (the Fisher's trace, directions taken). Writes
 benchmarks/results/long-SEED.json; run again to continue.
 """
@@ -58,6 +58,7 @@ CELLS: dict[str, tuple[str, dict[str, Any]]] = {
     "LwF": ("lwf", {}),
     "per-task": ("per-task", {}),
     "sequential, past of rank 32": ("sequential", {"mode": "merge", "rank": 32}),
+    "DWD: groups, their own strength": ABLATION["DWD: groups"],
 }
 
 
@@ -68,23 +69,31 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    strength = chosen(RESULTS / "long-strength.json")
-    left = [(cell, seed, strength) for seed in options.seeds for cell in options.cells if cell not in done(seed)]
-    for (_, seed, _), row in spread(study, left, options.jobs):
+    left = [(cell, seed) for seed in options.seeds for cell in options.cells if cell not in done(seed)]
+    strengths = {like: chosen(like) for like in sorted({tuned_like(cell) for cell, _ in left})}
+    pieces = [(cell, seed, strengths[tuned_like(cell)]) for cell, seed in left]
+    for (_, seed, _), row in spread(study, pieces, options.jobs):
         keep(row, seed)
     show([row for path in sorted(RESULTS.glob("long-[0-9]*.json")) for row in store.read_json(path)["rows"]])
 
 
-def chosen(path: Path) -> float:
-    """The strength under which Online EWC ends highest on validation rows; of equal ones the weakest."""
-    tried = {float(k): v for k, v in store.read_json(path)["accuracy"].items()} if path.exists() else {}
+def tuned_like(cell: str) -> str:
+    """The cell whose strength ``cell`` takes."""
+    return "DWD: groups" if cell == "DWD: groups, their own strength" else "Online EWC"
+
+
+def chosen(cell: str) -> float:
+    """The strength under which ``cell`` ends highest on validation rows; of equal ones the weakest."""
+    path = RESULTS / "long-strength.json"
+    every = store.read_json(path)["accuracy"] if path.exists() else {}
+    tried = {float(k): v for k, v in every.get(cell, {}).items()}
+    name, keywords = CELLS[cell]
     for strength in [value for value in STRENGTHS if value not in tried]:
         stream = pairs(APART, scored="validation")
-        tried[strength] = measure(stream, "ewc", {"decay": 1.0, "strength": strength}, APART)["scores"]["final"]
-        print(f"Online EWC, strength {strength:g}: {tried[strength]:.3f} of the validation rows", flush=True)
-        store.write_json(
-            path, {"method": "Online EWC", "seed": APART, "accuracy": {f"{k:g}": v for k, v in tried.items()}}
-        )
+        tried[strength] = measure(stream, name, keywords | {"strength": strength}, APART)["scores"]["final"]
+        print(f"{cell}, strength {strength:g}: {tried[strength]:.3f} of the validation rows", flush=True)
+        every[cell] = {f"{k:g}": v for k, v in tried.items()}
+        store.write_json(path, {"seed": APART, "accuracy": every})
     return max(STRENGTHS, key=lambda value: (tried[value], -value))
 
 
