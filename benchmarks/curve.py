@@ -1,23 +1,26 @@
-"""``strength: auto`` beside the best of a sweep that was chosen on validation rows: EWC-LoRA on five tasks of texts.
+"""``strength: auto`` beside the best of a sweep that was chosen on validation rows, and budgets beside what they cost.
 
     OMP_NUM_THREADS=1 python -m benchmarks.curve --seeds 3 --again 3
 
-The stream is ``text`` of ``benchmarks.comparison`` with few rows. Nine strengths are swept on validation rows; that of
-the highest final average accuracy there, ``auto`` and plain training are then run and scored on test rows, and compared
-with paired intervals. Runs are forked from this process, one at a time.
+EWC-LoRA on a stream of ``benchmarks.comparison``, with few rows. Nine strengths are swept on validation rows; that of
+the highest final average accuracy there, ``auto``, plain training and budgets are then run and scored on test rows, and
+compared with paired intervals; of budgets also what each boundary cost. Runs are forked from this process, one at a
+time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
-from benchmarks.comparison import text
+from benchmarks.comparison import STREAMS
 from retain import config as configuration
 from retain.commands.compare import compare
 from retain.commands.many.cells import Cell
@@ -25,6 +28,8 @@ from retain.commands.sweep import sweep
 from retain.run import run
 
 AUTO, PLAIN = "ewc-lora:strength=auto", "sequential"
+COST = ("foreseen", "calibrated", "measured", "standard_error")
+JUDGED = 0.25  # of a budget: what was measured with a larger standard error does not judge it
 
 
 class Forked:
@@ -54,40 +59,67 @@ def _work(cell: Cell) -> None:
         run(cell.config, Console(file=log, width=120), cell.tasks)
 
 
-def measured(folder: Path, rows: dict[str, int], points: int, seeds: int, again: int) -> dict[str, Any]:
-    """The sweep under so many ``seeds``, what it chooses, and the comparison on test rows, under ``again``."""
-    document = text() | {"output": str(folder / "text")}
-    document["tasks"] = [task | rows for task in document["tasks"]]
+def measured(document: dict[str, Any], folder: Path, budgets: Sequence[float], **numbers: int) -> dict[str, Any]:
+    """The sweep of so many ``points`` under ``seeds``, what it chooses, and the comparison on test rows, ``again``."""
     options: dict[str, Any] = {"jobs": 1, "start": Forked}
     apart = configuration.parse(document | {"evaluation": {"rows": "validation"}})
-    sweep(apart, ["ewc-lora"], points=points, seeds=seeds, output=folder / "validation", **options)
+    counts = {key: numbers[key] for key in ("points", "seeds")}
+    sweep(apart, ["ewc-lora"], **counts, output=folder / "validation", **options)
     swept = json.loads((folder / "validation" / "sweep.json").read_text())
     best = max(swept["curves"]["ewc-lora"]["points"], key=lambda point: point["final"]["mean"])
     chosen = f"ewc-lora:strength={best['value']:g}"
-    asked = [chosen, AUTO, PLAIN]
-    options |= {"seeds": again, "tries": 1, "against": chosen, "output": folder / "test"}
+    asked = [chosen, AUTO, PLAIN, *map(limited, budgets)]
+    options |= {"seeds": numbers["again"], "tries": 1, "against": chosen, "output": folder / "test"}
     compare(configuration.parse(document), asked, **options)
     compared = json.loads((folder / "test" / "comparison.json").read_text())
     return {
-        "rows": rows,
         "validation": {key: swept[key] for key in ("retain", "rows", "seeds", "learned", "unit", "steps", "curves")},
         "chosen": best["value"],
         "test": {key: compared[key] for key in ("seeds", "against", "methods", "verdict", "seconds", "machine")},
+        "budgets": {f"{budget:g}": spent(folder / "test", budget) for budget in budgets},
     }
+
+
+def limited(budget: float) -> str:
+    """The variant that keeps to ``budget``."""
+    return f"ewc-lora:strength={{budget: {budget:g}}}"
+
+
+def spent(folder: Path, budget: float) -> dict[str, Any]:
+    """What the boundaries of the runs under ``budget`` cost, and the median of what judges it."""
+    rows = []
+    for path in sorted(folder.rglob("results.json")):
+        found = json.loads(path.read_text())
+        if found["method"].get("strength") == {"budget": budget}:
+            for entry in found["calibration"]:
+                used = found["boundary"][f"after {entry['after']}"]["budget_used"]
+                cost = {
+                    key: entry["total"].get(key) for key in ("foreseen", "calibrated", "measured", "standard_error")
+                }
+                rows.append({"seed": found["seed"], "after": entry["after"], "used": used} | cost)
+    judging = [row["measured"] / budget for row in rows if row["standard_error"] < JUDGED * budget]
+    every = float(np.median([row["measured"] for row in rows]))
+    median = float(np.median(judging)) if judging else None
+    return {"judging": len(judging), "median_of_measured_over_budget": median, "median_measured": every, "rows": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stream", default="text", choices=list(STREAMS))
     parser.add_argument("--train", type=int, default=20, help="rows of a task")
     parser.add_argument("--test", type=int, default=50, help="rows of a task")
     parser.add_argument("--points", type=int, default=9)
     parser.add_argument("--seeds", type=int, default=3, help="of the sweep")
     parser.add_argument("--again", type=int, default=3, help="seeds of the comparison on test rows")
+    parser.add_argument("--budgets", type=float, nargs="*", default=[0.05, 0.2, 0.5], help="nats")
     parser.add_argument("--folder", type=Path, default=Path("runs/curve"))
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/curve.json"))
     options = parser.parse_args()
-    rows = {"max_train": options.train, "max_test": options.test}
-    content = measured(options.folder, rows, options.points, options.seeds, options.again)
+    rows, folder = {"max_train": options.train, "max_test": options.test}, options.folder / options.stream
+    document = STREAMS[options.stream]() | {"output": str(folder / "run")}
+    document["tasks"] = [task | rows for task in document["tasks"]]
+    numbers = {"points": options.points, "seeds": options.seeds, "again": options.again}
+    content = {"stream": options.stream, "rows": rows} | measured(document, folder, options.budgets, **numbers)
     options.to.write_text(json.dumps(content, indent=1) + "\n")
 
 

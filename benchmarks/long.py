@@ -4,9 +4,9 @@
 
 Twenty of the 45 pairs of Fashion-MNIST's classes, a head each, on the small ViT of ``streams``; the task is known. One
 strength, chosen for Online EWC on validation rows under a seed of its own, holds for all its kin, DWD included, whose
-penalties share their unit; DWD's groups are measured under one chosen for them, too. All other keywords are defaults. After every task: accuracy on all tasks so far, bytes kept,
-the rank of the past, and what the boundary says (the Fisher's trace, directions taken). Writes
-benchmarks/results/long-SEED.json; run again to continue.
+penalties share their unit; DWD's groups are measured under one chosen for them, too. All other keywords are defaults.
+After every task: accuracy on all tasks so far, bytes kept, the rank of the past, and what the boundary says (the
+Fisher's trace, directions taken). Writes benchmarks/results/long-SEED.json; run again to continue.
 """
 
 from __future__ import annotations
