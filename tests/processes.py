@@ -1,4 +1,4 @@
-"""Several processes that train together on one machine: copies of this one, joined by gloo."""
+"""Processes that are copies of this one: one alone, to be killed, or several that train together, joined by gloo."""
 
 import multiprocessing
 import os
@@ -15,6 +15,27 @@ can_fork = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods() or not distributed.is_gloo_available(),
     reason="needs processes that start as copies of this one, and gloo",
 )
+
+
+class Forked:
+    """A copy of this process that does ``work()``; it spares what the libraries take to be imported."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.process = multiprocessing.get_context("fork").Process(target=work)
+        self.process.start()
+
+    def poll(self) -> int | None:
+        return None if self.process.is_alive() else self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        return self.process.exitcode or 0
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+    def kill(self) -> None:
+        self.process.kill()
 
 
 def together(work: Callable[[], Any], folder: Any, **environment: str) -> list[Any]:

@@ -177,25 +177,22 @@ def test_a_training_that_diverges_leaves_what_was_finished(bert: str, tmp_path: 
 
 @pytest.mark.slow
 def test_kill_9(bert: str, tmp_path: Path) -> None:
-    """A true process, killed without warning at three places, against one that was not."""
-    training = {"num_train_epochs": 3, "per_device_train_batch_size": 4}
-    commands = {}
-    for name in ("whole", "killed"):
-        content = document(
-            bert, tmp_path, method=VARIANTS["ewc-lora"], training=training, output=str(tmp_path / name / "run")
-        )
-        commands[name] = [sys.executable, "-m", "retain", "run", yaml_file(content, tmp_path / f"{name}.yaml")]
+    """A true process, killed without warning, against one that was not; ``test_kills`` has many that are copies."""
+    training = {"max_steps": 4, "per_device_train_batch_size": 4}
+    folders, commands = [tmp_path / name for name in ("whole", "killed")], []
+    for folder in folders:
+        content = document(bert, tmp_path, method=VARIANTS["ewc-lora"], training=training, output=str(folder))
+        commands.append([sys.executable, "-m", "retain", "run", yaml_file(content, tmp_path / f"{folder.name}.yaml")])
     silent: Any = {"stdout": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
-    subprocess.run(commands["whole"], check=True, **silent)
-    for landmark in ("base/done", "tasks/00-mood/done", "tasks/01-sport/scores.json"):
-        process = subprocess.Popen(commands["killed"], **silent)
-        while not Path(tmp_path, "killed", "run", landmark).exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-    subprocess.run(commands["killed"], check=True, **silent)
-    whole, killed = (left_by(tmp_path / name / "run") for name in commands)
+    subprocess.run(commands[0], check=True, **silent)
+    process = subprocess.Popen(commands[1], **silent)
+    while not (folders[1] / "tasks/00-mood/done").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run(commands[1], check=True, **silent)
+    whole, killed = map(left_by, folders)
     assert whole.pop("config.yaml") != killed.pop("config.yaml")
     assert whole == killed
 

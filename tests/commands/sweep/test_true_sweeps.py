@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +12,14 @@ import pytest
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from compared import Ended
+from processes import Forked, can_fork
 from retain import config as configuration
 from retain.commands.many import cells
 from retain.commands.many.cells import Cell
 from retain.commands.sweep import sweep
 from retain.commands.sweep.pick import Rule
 from retain.run import run
-from runs import document, left_by, quiet, yaml_file
+from runs import document, left_by, quiet
 from streams import WORDS, jsonl
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
@@ -93,27 +91,31 @@ def test_nine_strengths_of_five_tasks_take_at_most_85_percent_of_the_steps(
     assert json.loads((tmp_path / "x-sweep" / "sweep.json").read_text())["steps"] == {"taken": taken, "apart": apart}
 
 
+@can_fork
 @pytest.mark.slow
 def test_two_processes_share_a_folder_and_one_of_them_is_killed(bert: str, tmp_path: Path) -> None:
-    file = yaml_file(content(bert, tmp_path), tmp_path / "stream.yaml")
-    asked = [sys.executable, "-m", "retain", "sweep", file, "--seeds", "1", "--points", "2", "--jobs", "1"]
-    environment, folder = os.environ | {"OMP_NUM_THREADS": "1"}, tmp_path / "x-sweep"
-    first = subprocess.Popen(asked, stdout=subprocess.DEVNULL, env=environment)
+    config, folder = configuration.parse(content(bert, tmp_path)), tmp_path / "x-sweep"
+
+    def work() -> None:
+        def start(cell: Cell) -> Forked:
+            return Forked(lambda: run(cell.config, quiet(), cell.tasks) and None)
+
+        assert sweep(config, ["ewc-lora"], points=2, seeds=1, jobs=1, start=start, console=quiet())
+
+    first = Forked(work)
     while not (folder / "trunks/ewc-lora/seed-0/base/done").exists():
         assert first.poll() is None
         time.sleep(0.01)
-    options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
-    second = subprocess.Popen(asked, **options)
+    second = Forked(work)
     while len(list(folder.glob("ewc-lora/*/seed-0/base/done"))) < 1:
         assert first.poll() is None
         time.sleep(0.01)
     first.kill()
     first.wait()
-    said, _ = second.communicate(timeout=280)
-    assert second.returncode == 0, said
+    assert second.wait(280) == 0 and second.poll() == 0
     found = json.loads((folder / "sweep.json").read_text())
     assert [point["complete"] for point in found["curves"]["ewc-lora"]["points"]] == [True] * 2
-    assert found["steps"] == {"taken": 2 + 2 * 2, "apart": 2 * 4}, said
+    assert found["steps"] == {"taken": 2 + 2 * 2, "apart": 2 * 4}
 
 
 @pytest.mark.slow
