@@ -74,10 +74,10 @@ def test_kill_9(tiny: dict[str, Any], tmp_path: Path) -> None:
     """A true comparison, killed with a run at work, does not leave its folder to a second one and then goes on."""
     file = yaml_file(tiny, tmp_path / "stream.yaml")
     asked = [sys.executable, "-m", "retain", "compare", file, "--methods", "olora", "--seeds", "1"]
-    asked += ["--tries", "1", "--jobs", "1"]
+    asked += ["--tries", "2", "--jobs", "1"]
     folder, environment = tmp_path / "x-compare", os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(asked, stdout=subprocess.DEVNULL, env=environment)
-    while not list(folder.glob("olora/seed-0/base/done")):
+    while not list(folder.glob("tuning/*/*/base/done")):
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
@@ -92,4 +92,4 @@ def test_kill_9(tiny: dict[str, Any], tmp_path: Path) -> None:
             time.sleep(0.5)
     assert second.returncode == 0, second.stderr
     assert list(written(folder)["methods"]) == ["olora"]
-    assert "1/1 " in second.stdout and "olora, seed 0: accuracy" in second.stdout
+    assert "3/3 " in second.stdout and "olora, seed 0: accuracy" in second.stdout

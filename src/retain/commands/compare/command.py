@@ -20,10 +20,11 @@ from retain.commands.compare.summary import read, summarise
 from retain.commands.compare.tables import markdown, show
 from retain.commands.compare.tuning import choose
 from retain.commands.many.board import Board
-from retain.commands.many.cells import Cell, Starter, held, starter, terminable, why, work
+from retain.commands.many.cells import Cell, Starter, held, terminable, why, work
 from retain.commands.many.claim import claim
 from retain.commands.many.entries import Entry, entries
 from retain.commands.many.machine import cores, most_jobs
+from retain.commands.many.starting import starter
 from retain.config import RunConfig
 from retain.workshop import check_folder
 

@@ -1,4 +1,4 @@
-"""Runs, each a plain ``retain run`` in a process of its own, so many at a time."""
+"""Runs, each a plain ``retain run`` in a process of its own, so many at a time; ``starting`` says how one starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from retain import config as configuration
 from retain import store
 from retain.config import RunConfig
 from retain.methods import METHODS
@@ -148,24 +147,6 @@ def work(
     finally:
         stop([process for process, _ in running.values()])
     return failed
-
-
-def starter(threads: int, keep_open: Sequence[int] = ()) -> Starter:
-    """Starts a cell as ``python -m retain run`` with so many threads, its output in its log.
-
-    A number of threads in the environment goes before. The descriptors ``keep_open`` stay open while the run lives.
-    """
-    counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    environment = counts | os.environ | {"PYTHONUNBUFFERED": "1"}
-
-    def start(cell: Cell) -> Process:
-        command = [sys.executable, "-m", "retain", "run", str(cell.file)]
-        command += [] if cell.tasks is None else ["--stop-after", str(cell.tasks)]
-        store.write(cell.file, f"# retain run {cell.file}\n{configuration.dump(cell.config)}")
-        with cell.log.open("ab") as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, pass_fds=keep_open)
-
-    return start
 
 
 def why(cell: Cell, code: int) -> str:

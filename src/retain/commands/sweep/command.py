@@ -12,9 +12,10 @@ from rich.console import Console
 
 from retain import store
 from retain.commands.export import export
-from retain.commands.many.cells import Starter, starter, terminable
+from retain.commands.many.cells import Starter, terminable
 from retain.commands.many.claim import claim
 from retain.commands.many.machine import cores, most_jobs
+from retain.commands.many.starting import starter
 from retain.commands.sweep.curves import CLAIM, SOLE, Curve, Sweep, Value, curves, described, document
 from retain.commands.sweep.figures import draw
 from retain.commands.sweep.fill import fill
