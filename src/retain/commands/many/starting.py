@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -103,6 +104,4 @@ def _retain(arguments: list[str], log: Path, environment: dict[str, str], _: _Op
     if (threads := environment["OMP_NUM_THREADS"]).isdecimal():
         torch.set_num_threads(int(threads))
     sys.argv = ["retain", *arguments]
-    from retain.cli import main
-
-    main()
+    runpy.run_module("retain", run_name="__main__", alter_sys=True)
