@@ -11,8 +11,9 @@ import pytest
 
 from compared import Ended, starter, stream
 from retain import config
-from retain.commands.many import cells
+from retain.commands.many import cells, starting
 from retain.commands.many.cells import Cell, held, terminable, why, work
+from retain.commands.many.starting import launched
 from retain.stopping import Stopped
 from retain.store import StoreError
 
@@ -125,13 +126,13 @@ def test_a_run_is_a_plain_command_with_its_threads_and_its_log(
     one = cell(tmp_path)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    start = cells.starter(5)
+    start = starting.starter(5, begin=launched)
     assert [start(one).wait() for _ in range(2)] == [3, 3]
     assert one.log.read_text() == 2 * f"-m retain run {one.file}\nerror: 5 threads\n" and why(one, 3) == "5 threads"
     assert config.load(one.file) == one.config
     assert one.file.read_text().startswith(f"# retain run {one.file}\n") and one.file.parent == one.folder.parent
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    cells.starter(5)(one).wait()
+    starting.starter(5, begin=launched)(one).wait()
     assert why(one, 3) == "7 threads"
 
 
@@ -140,7 +141,7 @@ def test_a_folder_is_held_as_long_as_a_run_lives_in_it(shell: Path, tmp_path: Pa
     with held(tmp_path) as locks:
         with pytest.raises(StoreError, match="a comparison already works here"), held(tmp_path):
             pass
-        process = cells.starter(1, locks)(cell(tmp_path))
+        process = starting.starter(1, locks, launched)(cell(tmp_path))
     try:
         with pytest.raises(StoreError, match="a run that outlived one"), held(tmp_path):
             pass
@@ -155,7 +156,7 @@ def test_a_run_that_does_not_listen_is_killed(shell: Path, tmp_path: Path, monke
     monkeypatch.setattr(cells, "PATIENCE", 0.1)
     write_script(shell, "trap '' TERM", "echo up", "while true; do sleep 0.1; done")
     one = cell(tmp_path)
-    process = cells.starter(1)(one)
+    process = starting.starter(1, begin=launched)(one)
     while not one.log.read_text():
         time.sleep(0.01)
     cells.stop([process])

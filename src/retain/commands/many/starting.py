@@ -22,14 +22,16 @@ IMPORTED = ["retain.run", "retain.cli", "transformers.trainer", "peft", "dataset
 Begin = Callable[[list[str], Path, Mapping[str, str], Sequence[int]], Process]
 
 
-def starter(threads: int, keep_open: Sequence[int] = ()) -> Starter:
+def starter(threads: int, keep_open: Sequence[int] = (), begin: Begin | None = None) -> Starter:
     """Starts a cell as ``retain run`` with so many threads, its output in its log.
 
     A number of threads in the environment goes before. The descriptors ``keep_open`` stay open while the run lives.
+    How it begins is left to the machine, unless it is said: a copy where that is safe, without a GPU.
     """
     counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     environment = counts | os.environ | {"PYTHONUNBUFFERED": "1"}
-    begin: Begin = copied if sys.platform == "linux" and not torch.cuda.is_available() else launched
+    safe = sys.platform == "linux" and not torch.cuda.is_available()
+    begin = begin or (copied if safe else launched)
 
     def start(cell: Cell) -> Process:
         store.write(cell.file, f"# retain run {cell.file}\n{configuration.dump(cell.config)}")
