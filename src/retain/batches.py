@@ -9,11 +9,13 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from retain.task import IGNORED, Task, evaluating, forward
 
 Row = Mapping[str, Sequence[int]]
 
+SOME = 256  # rows that are looked at to see how long they are
 CHECKED, LEAK = 32, 1e-3  # tokens of a row that packing is tried on; share of their loss that it may change
 
 
@@ -50,6 +52,17 @@ def packed(rows: Sequence[Row]) -> dict[str, Any]:
         "labels": torch.tensor([[label for row in labels for label in row]]),
         "use_cache": False,
     }
+
+
+def length_of(rows: Any) -> float:
+    """Tokens of a row of ``rows``, on average over some of them; 1 if they are no rows of tokens."""
+    if isinstance(rows, ConcatDataset):
+        parts: list[Any] = rows.datasets
+        return sum(len(part) * length_of(part) for part in parts) / len(rows)
+    if not isinstance(rows, datasets.Dataset) or "input_ids" not in rows.column_names:
+        return 1.0
+    some = rows[:: max(1, len(rows) // SOME)]["input_ids"]
+    return sum(map(len, some)) / len(some)
 
 
 def tokens_of(task: Task) -> float:

@@ -36,7 +36,8 @@ class ContinualCallback(TrainerCallback):
     what a method measures while it trains. Last comes ``done``, with the hashes of all files: ``retain.learn`` and runs
     check them before Trainer loads a checkpoint; with ``trainer.train`` of one's own call ``checkpoints.check``.
 
-    What Trainer logs has the method's gauge in it (``Method.reading``). Trackers stand before a user's callbacks: for
+    What Trainer logs has the method's gauge in it (``Method.reading``), and the latest ``extra_loss``, which its
+    ``loss`` leaves out. Trackers stand before a user's callbacks: for
     them to hear of it, call ``lead(trainer)``.
 
     Args:
@@ -63,6 +64,7 @@ class ContinualCallback(TrainerCallback):
         self.gradients = Gradients(method.model, not_finite)
         self.handles: list[Any] = []
         self.frozen: list[nn.Parameter] = []
+        self.extra: Tensor | None = None
         self.scaler: Any = None
         self.trainer: Any = None
 
@@ -75,6 +77,8 @@ class ContinualCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, Any], **_: Any) -> None:
         reading = self.method.reading()
+        if self.extra is not None and "loss" in logs:
+            reading |= {"extra_loss": float(self.extra)}
         if self.gradients.left_out:
             reading |= {"left_out": self.gradients.left_out}
         logs |= reading
@@ -117,6 +121,7 @@ class ContinualCallback(TrainerCallback):
         loss = self.method.extra_loss()
         if isinstance(loss, Tensor):
             loss = loss * self.share if self.share != 1 else loss
+            self.extra = loss.detach()
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -88,8 +88,7 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
         sizes = torch.tensor([len(own) for own in (*before, *labels)])
         groups = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
     for name, own in zip(names, labels, strict=True):
-        if len(own) < 2:
-            raise DataError(f"task {name!r} has one class, {own[0]!r}: there is nothing to tell apart")
+        check_classes(name, own)
     encode = _Images(processor) if config.model.kind == "image" else _Texts(processor)
     loss, tasks = CrossEntropy(groups), []
     start = sum(map(len, before)) if groups is not None else 0
@@ -101,6 +100,12 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
         )
         tasks.append(Task(piece.name, train, test, loss, encode.collate, known=config.scenario != "class"))
     return Stream(tasks, labels, groups, before=before)
+
+
+def check_classes(task: str, classes: list[str]) -> None:
+    """Refuse a task of one class."""
+    if len(classes) < 2:
+        raise DataError(f"task {task!r} has one class, {classes[0]!r}: there is nothing to tell apart")
 
 
 def _check_names(names: list[str], earlier: list[str]) -> None:

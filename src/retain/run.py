@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from retain import config as configuration
 from retain import ranks, store, trained
 from retain.answers import answers
 from retain.artefact import Manifest, keep_origin, origin
+from retain.batches import length_of
 from retain.calibration import calibrate, doubts, note, shares_lost
 from retain.card import card
 from retain.checkpoints import last_checkpoint
@@ -62,7 +64,7 @@ def run(
     """
     ranks.join()
     console = console or Console()
-    console.quiet = not ranks.first()
+    console.quiet |= not ranks.first()
     check_folder(config)
     with held(Path(config.output)) if ranks.first() else nullcontext():
         check_folder(config)
@@ -97,12 +99,13 @@ def _run(config: RunConfig, console: Console, tasks: int | None, stop: Stop) -> 
         console.print(f"[yellow]{config.method['name']} keeps training rows of every task in the run's state[/]")
     elif left and shop.method.growth:
         console.print(f"[yellow]{config.method['name']} keeps more with every task[/] (docs/methods.md says how much)")
-    scoring = sum(len(task.test) for task in shop.scored()) + sum(a.work for a in shop.stream.asked.values())
-    work = sum(stage.work for stage in left) + scoring * len(left)
+    work = [stage.work + shop.scoring() for stage in left]
+    boundaries = [int(stage.task is not None or shop.measures_base) for stage in left]
     trackers = Trackers(configuration.tracker_arguments(config), shop.model, _read(finished))
-    with trackers if left else nullcontext(), WorkBar(console, work) as bar:
+    with trackers if left else nullcontext(), WorkBar(console, sum(work), sum(boundaries)) as bar:
         beside = _Beside(bar, book, stop, trackers)
         for i, stage in enumerate(left, len(finished)):
+            bar.stage(work[i - len(finished)], boundaries[i - len(finished)])
             if book is not None:
                 begun(book, shop, stage)
             _work(shop, stage, stages[max(i - 1, 0)].folder, beside)
@@ -148,13 +151,13 @@ def _work(shop: Workshop, stage: Stage, last: Path, beside: _Beside) -> None:
         clock.lap("train")
         bar.show(f"{stage.name}: measuring what it needs")
         foreseen, remembered, strength = shop.method.predicted_rise(), shop.method.remembered, shop.method.strength
-        with _heard(warned):
+        with _heard(warned), bar.boundary():
             shop.method.end_task(stage.task)
         found["boundary"] = shop.method.boundary
         clock.lap("boundary")
-    elif shop.stream.guard is not None and not shop.before:
+    elif shop.stream.guard is not None and shop.measures_base:
         bar.show(f"measuring what {stage.name} is good at")
-        with _heard(warned):
+        with _heard(warned), bar.boundary():
             learn_base(shop.method, shop.stream.guard)
         found["boundary"] = shop.method.boundary
         clock.lap("boundary")
@@ -218,10 +221,11 @@ def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Score]:
         score = evaluate(shop.model, task, **how)
         apart = method.separate and method.learned and score.correct is not None
         scores[task.name] = evaluate_unsaid(method, task, score, **how) if apart else score
-        bar.advance(len(task.test))
+        bar.advance(len(task.test), length := length_of(task.test))
         if asked := shop.stream.asked.get(task.name):
             bar.show(f"{stage.name}: asking {task.name}")
-            found = answers(shop.model, asked, batch_size=shop.config.scored_at_once, advance=bar.advance)
+            advance = partial(bar.advance, each=length)
+            found = answers(shop.model, asked, batch_size=shop.config.scored_at_once, advance=advance)
             scores[task.name] = replace(score, answers=found)
     method.activate(None)
     return scores

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from retain import artefact, store
 from retain import config as configuration
+from retain.batches import length_of
 from retain.config import RunConfig
 from retain.data import Stream, load_stream
 from retain.files import ours
@@ -37,12 +38,13 @@ class Stage:
 
     @property
     def work(self) -> float:
-        """Row passes of the training."""
+        """Of the training, in forwards of a token, or of an image."""
         if self.task is None or self.arguments is None:
             return 0.0
         rows = self.arguments.train_batch_size * self.arguments.gradient_accumulation_steps
         steps = max(self.arguments.max_steps, 0)
-        return 3.0 * (steps * rows or self.arguments.num_train_epochs * len(self.task.train))
+        passes = steps * rows or self.arguments.num_train_epochs * len(self.task.train)
+        return 3.0 * passes * length_of(self.task.train)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Workshop:
         """How many tasks were learned before the first of this run."""
         return len(self.stream.before)
 
+    @property
+    def measures_base(self) -> bool:
+        """Whether the untouched model is measured on a guard, as on a task."""
+        return self.stream.guard is not None and not self.before
+
     def names(self) -> list[str]:
         """The tasks by name."""
         return [task.name for task in self.stream.tasks]
@@ -84,6 +91,12 @@ class Workshop:
     def scored(self) -> list[Task]:
         """The tasks, and the guard if there is one."""
         return [*self.stream.tasks, *([self.stream.guard] if self.stream.guard else [])]
+
+    def scoring(self) -> float:
+        """The work of scoring all of them, and of what they are asked, in forwards of a token, or of an image."""
+        asked = self.stream.asked
+        rows = [(t.test, len(t.test) + (asked[t.name].work if t.name in asked else 0)) for t in self.scored()]
+        return sum(n * length_of(test) for test, n in rows)
 
     def leaves_state(self, stage: Stage) -> bool:
         """Whether ``stage`` has something that the next one goes on from."""

@@ -85,16 +85,16 @@ def test_steps_are_those_of_trainer(training: dict, each: int, planned: Any, tmp
 
 
 def test_tasks_are_those_of_a_run(planned: Any, tmp_path: Path) -> None:
-    file = jsonl(tmp_path / "four.jsonl", rows(["a", "b", "c", "d", "e"], 10))
+    file = jsonl(tmp_path / "four.jsonl", rows(["a", "b", "c", "d", "e", "f"], 10))
     four = {"name": "four", "path": "json", "data_files": file, "split_by_class": 2, "max_train": 9}
     made = planned(tasks=[four | {"training": {"max_steps": 7}}, HUB])
     assert [(t.name, t.rows, t.classes, t.steps) for t in made.tasks] == [
         ("four-0", 9, 2, 7),
         ("four-1", 9, 2, 7),
-        ("four-2", 8, 1, 7),
+        ("four-2", 9, 2, 7),
         ("far", None, None, 3),
     ]
-    assert made.found.bytes_of("heads") == 4 * 7 * 33, "5 classes here, 2 guessed there"
+    assert made.found.bytes_of("heads") == 4 * 8 * 33, "6 classes here, 2 guessed there"
 
 
 def test_a_domain_s_tasks_share_a_head(planned: Any, tmp_path: Path) -> None:
@@ -195,6 +195,26 @@ def test_the_longest_task_counts(planned: Any, model: str, tmp_path: Path) -> No
     made = planned(tasks=[tasks[0] | {"max_length": 20}, tasks[1] | {"max_length": 40}])
     assert made.found.example == "40 tokens"
     assert planned().found.example == "64 tokens"
+
+
+@pytest.mark.parametrize(("size", "each", "cut"), [(1, 7.5, 3.9), (20, 12.0, 4.0)])
+def test_rows_count_as_they_are_padded(size: int, each: float, cut: float, bert: str, tmp_path: Path) -> None:
+    """Twenty rows of one to ten words, between two tokens that open and close them."""
+    texts = [{"text": " ".join(["glad"] * n), "label": label} for n in range(1, 11) for label in "ab"]
+    files = {"train": jsonl(tmp_path / "train.jsonl", texts), "test": jsonl(tmp_path / "test.jsonl", texts[:2])}
+    whole = {"name": "whole", "path": "json", "data_files": files}
+    tasks = [whole, whole | {"name": "cut", "max_length": 4}]
+    made = make(parse(document(bert, tmp_path, tasks=tasks, training={"per_device_train_batch_size": size})))
+    assert [task.tokens for task in made.tasks] == pytest.approx([each, cut])
+    assert made.found.tokens == round((each + cut) / 2) and made.found.row == 3 * 8 * 32
+    assert made.training(0) == pytest.approx(made.tasks[0].steps * made.step(size) * each / made.found.tokens)
+
+
+def test_a_task_of_one_class_is_refused_as_it_will_be(planned: Any, tmp_path: Path) -> None:
+    one = {"name": "one", "path": "json", "data_files": jsonl(tmp_path / "one.jsonl", rows(["a"], 10))}
+    for scenario in ("task", "domain"):
+        with pytest.raises(ValueError, match="task 'one' has one class, 'a': there is nothing to tell apart"):
+            planned(tasks=[one], scenario=scenario)
 
 
 WARNED: dict[str, tuple[dict[str, Any], str]] = {

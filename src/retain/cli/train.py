@@ -81,8 +81,8 @@ def add_task(
 def plan(config: ConfigFile, overrides: Overrides = None) -> None:
     """Say what a run would take before anything is loaded: bytes, steps, seconds, for every form of the Fisher.
 
-    Needs the model's config.json alone, and counts the rows of data that lie
-    here. Seconds come from the rate of matrix products, measured in passing.
+    Needs the model's config.json and tokenizer, and counts the rows of data
+    that lie here, and their tokens. Seconds come from the rate of matrix products, measured in passing.
 
     Example: [cyan]retain plan bot.yaml lora.r=64 method.fisher.form=kronecker[/]
     """
@@ -101,6 +101,7 @@ def run(
     from_state: Annotated[
         Path | None, typer.Option(help="A state that another run has left: as [cyan]state:[/] in the file.")
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file alone; nothing is loaded.")] = False,
 ) -> None:
     """Train on the tasks of a YAML file, one after the other; run again after a crash: it continues.
@@ -114,7 +115,7 @@ def run(
     from retain.config import load
     from retain.run import run as command
 
-    console = Console()
+    console = Console(quiet=quiet)
     begins = [] if from_state is None else [f"state={json.dumps(str(from_state))}"]
     settings = load(config, [*(overrides or ()), *begins])
     output = Path(settings.output)

@@ -40,7 +40,8 @@ class Outline:
         model: a peft model on the meta device.
         longest: tokens that the model has positions for, where it says so.
         example: what one example is: so many tokens or pixels.
-        row: bytes of its inputs, at most, as they enter the model.
+        tokens: how many; 0 for images.
+        row: bytes of the longest example's inputs as they enter the model.
         flops: of one forward of one example.
         places: where one example meets each site: its tokens, or positions of a convolution.
     """
@@ -48,6 +49,7 @@ class Outline:
     model: Any
     longest: int | None
     example: str
+    tokens: int
     row: int
     flops: int
     places: dict[str, int]
@@ -125,8 +127,12 @@ class Machine:
         return flops / self.rates[dtype]
 
 
-def outline(model: ModelConfig, lora: Mapping[str, Any], classes: int, length: int) -> Outline:
+def outline(
+    model: ModelConfig, lora: Mapping[str, Any], classes: int, length: int, usual: float | None = None
+) -> Outline:
     """The adapted model that a run would train, of ``classes`` if any, and an example of at most ``length`` tokens.
+
+    An example has ``usual`` tokens, or as many as it may have.
 
     Raises:
         ValueError: no configuration of a model, or what ``add_lora`` refuses.
@@ -141,11 +147,9 @@ def outline(model: ModelConfig, lora: Mapping[str, Any], classes: int, length: i
         raise ValueError(f"no configuration of a {model.kind} model at {model.path!r}: {reason}") from error
     longest = getattr(config, "max_position_embeddings", None)
     if model.kind == "causal-lm":
-        tokens = min(length, longest or length)
-        ids = torch.zeros(1, tokens).long()
         with META:
             adapted = add_lora(base, **{"task_type": "CAUSAL_LM", **lora})
-        return Outline(adapted, longest, f"{tokens} tokens", 3 * ids.nbytes, *_way(adapted, input_ids=ids))
+        return _of_tokens(adapted, longest, length, usual)
     with META:
         # What stands behind the backbone is new to most checkpoints, and is then saved with the adapter.
         inside = f"{base.base_model_prefix}."
@@ -153,14 +157,20 @@ def outline(model: ModelConfig, lora: Mapping[str, Any], classes: int, length: i
         new |= {final_classifier(base, classes), *(lora.get("modules_to_save") or ())}
         adapted = add_lora(base, **{**lora, "modules_to_save": sorted(new)})
     if model.kind == "text":
-        tokens = min(length, longest or length)
-        ids = torch.zeros(1, tokens).long()
-        row = 3 * ids.nbytes  # with token_type_ids and attention_mask
-        return Outline(adapted, longest, f"{tokens} tokens", row, *_way(adapted, input_ids=ids))
+        return _of_tokens(adapted, longest, length, usual)
     size = getattr(config, "image_size", PIXELS)
     height, width = (size, size) if isinstance(size, int) else size
     pixels = torch.zeros(1, getattr(config, "num_channels", 3), height, width)
-    return Outline(adapted, longest, f"{height} x {width} pixels", pixels.nbytes, *_way(adapted, pixel_values=pixels))
+    example = f"{height} x {width} pixels"
+    return Outline(adapted, longest, example, 0, pixels.nbytes, *_way(adapted, pixel_values=pixels))
+
+
+def _of_tokens(adapted: Any, longest: int | None, length: int, usual: float | None) -> Outline:
+    """The outline of a model that reads tokens."""
+    most = min(length, longest or length)
+    ids = torch.zeros(1, min(most, round(usual or most))).long()
+    row = 3 * 8 * most  # with token_type_ids and attention_mask
+    return Outline(adapted, longest, f"{ids.numel()} tokens", ids.numel(), row, *_way(adapted, input_ids=ids))
 
 
 def _way(model: Any, **example: Tensor) -> tuple[int, dict[str, int]]:

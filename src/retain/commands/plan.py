@@ -16,9 +16,9 @@ from rich.table import Table
 
 from retain.commands.costs import Cost, Machine, Outline, cost, machine, outline
 from retain.commands.table import MISSING
-from retain.commands.trainings import Task, Training, tasks_of, trainings_of
+from retain.commands.trainings import Task, Training, mean_tokens, tasks_of, tokenizer_of, trainings_of
 from retain.config import RunConfig, make_method
-from retain.data import MAX_LENGTH
+from retain.data import MAX_LENGTH, check_classes
 from retain.fisher.forms import FORMS
 from retain.fisher.sampling import LOOKS
 from retain.lora import sites
@@ -80,7 +80,8 @@ class Plan:
         """Seconds of the training of a task, as far as its steps are known."""
         task = self.tasks[number]
         rows = task.batch + (self.method.extra_rows if number else 0)
-        return None if task.steps is None else task.steps * self.step(rows)
+        longer = task.tokens / self.found.tokens if task.tokens else 1
+        return None if task.steps is None else task.steps * self.step(rows * longer)
 
     def boundary(self, cost: Cost) -> float:
         """Seconds of a boundary."""
@@ -107,23 +108,26 @@ def plan(config: RunConfig, console: Console | None = None) -> Plan:
 
 def make(config: RunConfig) -> Plan:
     """The plan of ``config``; errors as for ``plan``."""
-    tasks = [task for entry in config.tasks for task in tasks_of(config, entry)]
-    guard = None if config.guard is None else next(tasks_of(config, config.guard))
-    classes = [own or [f"{name}: {i}" for i in range(CLASSES)] for name, _, own in tasks]
+    tokenizer = tokenizer_of(config)
+    tasks = [task for entry in config.tasks for task in tasks_of(config, entry, tokenizer)]
+    guard = None if config.guard is None else next(tasks_of(config, config.guard, tokenizer))
+    classes = [task.classes or [f"{task.name}: {i}" for i in range(CLASSES)] for task in tasks]
+    if config.scenario == "domain":
+        check_classes(" and ".join(task.name for task in tasks), sorted(set().union(*classes)))
     outputs = len(set().union(*classes)) if config.scenario == "domain" else sum(map(len, classes))
     entries = [*config.tasks, *([config.guard] if config.guard else [])]
     length = max(entry.max_length or MAX_LENGTH for entry in entries)
-    found = outline(config.model, config.lora, outputs, length)
+    found = outline(config.model, config.lora, outputs, length, mean_tokens(tasks))
     method, here = make_method(config, found.model), machine([found.dtype, torch.float32])
     own = method.choice if isinstance(method, EWCLoRA) else None
     choice = own or EWCLoRA(found.model).choice
     growth = method.growth
     if isinstance(method, Replay):
-        each = ((n or ROWS, found.row + 8, len(known or range(CLASSES)), outputs) for _, n, known in tasks)
+        each = ((t.rows or ROWS, found.row + 8, len(t.classes or range(CLASSES)), outputs) for t in tasks)
         growth = max(method.growth_for(*task) for task in each)
     shown = [(form, options) for form in FORMS for options in SHOWN.get(form, [{}])] + [(choice.name, choice.options)]
     costs = {_label(*form): cost(form[0], _complete(*form), found, here.device) for form in shown}
-    rows = max(n or ROWS for _, n, _ in [*tasks, *([guard] if guard else [])])
+    rows = max(task.rows or ROWS for task in [*tasks, *([guard] if guard else [])])
     samples = choice.sweep.get("samples")
     examples = min(rows, samples) if isinstance(samples, int) else rows
     return Plan(
@@ -229,26 +233,35 @@ def _print_forms(made: Plan, console: Console) -> None:
         "[dim]kept: from task to task, however many. boundary: at the end of each, the Fisher so far, the sums and "
         f"the new one. step: what the penalty adds to one. {mine}.\n"
         f"Times are estimates: matrix products alone, at the rates of {escape(made.here.name)} just now ({rates}), for "
-        f"{made.examples} examples of {made.found.example} at a boundary and {made.batch} in a step. Shorter rows "
-        "take less; what is no product comes on top.[/]",
+        f"{made.examples} examples of {made.found.example} at a boundary and {made.batch} in a step. What is no "
+        "product comes on top.[/]",
         highlight=False,
     )
 
 
 def _print_tasks(made: Plan, console: Console) -> None:
     table = Table("task")
-    for title in ("rows", "classes", "steps", "which take"):
+    for title in ("rows", "tokens a row", "classes", "steps", "which take"):
         table.add_column(title, justify="right")
     for number, task in enumerate(made.tasks):
         seconds = made.training(number)
         takes = MISSING if seconds is None else human_time(seconds)
-        table.add_row(task.name, *(str(x or MISSING) for x in (task.rows, task.classes, task.steps)), takes)
+        tokens = round(task.tokens) if task.tokens else None
+        table.add_row(task.name, *(str(x or MISSING) for x in (task.rows, tokens, task.classes, task.steps)), takes)
     if made.guard:
-        name, rows, _ = made.guard
-        table.add_row(name, str(rows or MISSING), *[MISSING] * 3)
+        tokens = round(made.guard.tokens) if made.guard.tokens else None
+        table.add_row(made.guard.name, str(made.guard.rows or MISSING), str(tokens or MISSING), *[MISSING] * 3)
     console.print(table)
     if made.guard and made.method.guards:
-        console.print(f"[dim]{name}: before the first task it takes as much as a boundary[/]", highlight=False)
+        console.print(
+            f"[dim]{made.guard.name}: before the first task it takes as much as a boundary[/]", highlight=False
+        )
+    if made.found.tokens and any(task.tokens is None for task in made.tasks):
+        console.print(
+            f"[dim]where the tokens of a row are not known, because data or tokenizer are not here, "
+            f"{made.found.example} are assumed[/]",
+            highlight=False,
+        )
     if any(task.rows is None for task in made.tasks):
         console.print(f"[dim]{MISSING} is known once the data are downloaded[/]", highlight=False)
 

@@ -1,4 +1,4 @@
-"""What a run trains on and how long: rows, classes and steps of every task, as far as they are known."""
+"""What a run trains on and how long: rows, tokens, classes and steps of every task, as far as they are known."""
 
 from __future__ import annotations
 
@@ -7,12 +7,30 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
 
 from retain.config import RunConfig, TaskConfig, training_arguments
-from retain.sources import FORMATS, read
+from retain.data import MAX_LENGTH, check_classes
+from retain.hf import load_processor
+from retain.language import Encoder
+from retain.sources import FORMATS, check_column, read
 
-Task = tuple[str, int | None, list[str] | None]
+SAMPLE = 256  # rows of a task that are read to see how long they are
+
+
+class Task(NamedTuple):
+    """A task before it is trained; None is what cannot be known without a download, or has no meaning.
+
+    ``tokens`` is how many a row of a training batch takes, padding included, on average.
+    """
+
+    name: str
+    rows: int | None
+    classes: list[str] | None
+    tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -24,34 +42,85 @@ class Training:
     classes: int | None
     batch: int
     steps: int | None
+    tokens: float | None = None
 
 
-def tasks_of(config: RunConfig, entry: TaskConfig) -> Iterator[Task]:
-    """Name, rows and classes of the tasks that ``entry`` becomes, as far as they are known without a download."""
+def tokenizer_of(config: RunConfig) -> Any:
+    """The tokenizer of the model of ``config``; None if there is none here, or none anywhere, as for images."""
+    if config.model.kind == "image":
+        return None
+    try:
+        return load_processor(config.model.path, config.model.kind)
+    except ValueError:
+        return None
+
+
+def tasks_of(config: RunConfig, entry: TaskConfig, tokenizer: Any = None) -> Iterator[Task]:
+    """The tasks that ``entry`` becomes, as far as they are known without a download.
+
+    Raises:
+        ValueError: rows that a run would refuse, or a task of one class.
+    """
     files = str(entry.data_files or entry.data_dir)
     if not os.path.isdir(entry.path) and (entry.path not in FORMATS or "://" in files):
-        yield entry.name, None, None if entry.classes is None else [str(c) for c in entry.classes]
+        yield Task(entry.name, None, None if entry.classes is None else [str(c) for c in entry.classes])
         return
     labels, scored = config.model.kind != "causal-lm", config.evaluation.rows or "test"
     train, _, classes = read(entry, config.rows_seed, scored, labelled=labels)
     for i, start in enumerate(range(0, len(classes), step := entry.split_by_class or len(classes))):
         own = classes[start : start + step]
         rows = train.of(own).at_most(entry.max_train, config.rows_seed)
-        yield f"{entry.name}-{i}" if entry.split_by_class else entry.name, len(rows.names), own if labels else None
+        name = f"{entry.name}-{i}" if entry.split_by_class else entry.name
+        if labels and config.scenario != "domain":
+            check_classes(name, own)
+        tokens = None if tokenizer is None else _tokens(config, entry, rows.rows, tokenizer)
+        yield Task(name, len(rows.names), own if labels else None, tokens)
+
+
+def _tokens(config: RunConfig, entry: TaskConfig, rows: datasets.Dataset, tokenizer: Any) -> float | None:
+    """Tokens that a row takes in a training batch, padded to its longest: a mean over the batches of a sample.
+
+    None for a tokenizer that knows no word of it, which is what a folder without its files gives.
+    """
+    order = np.random.default_rng(config.rows_seed).permutation(len(rows))[:SAMPLE]
+    sample = rows.select(order)
+    if config.model.kind == "causal-lm":
+        encoded = Encoder(tokenizer, config.language.loss)(entry, "training", sample)["input_ids"]
+    else:
+        columns = [entry.text] if isinstance(entry.text, str) else entry.text
+        for column in columns:
+            check_column(entry.name, rows, column)
+        length = entry.max_length or min(MAX_LENGTH, tokenizer.model_max_length)
+        encoded = tokenizer(*(sample[c][:] for c in columns), truncation=True, max_length=length)["input_ids"]
+    if not set().union(*encoded) - set(tokenizer.all_special_ids):
+        return None
+    lengths = [len(ids) for ids in encoded]
+    size = 1 if config.language.packing else training_arguments(config, 0, entry.name, Path()).train_batch_size
+    return float(np.mean([max(lengths[start : start + size]) for start in range(0, len(lengths), size)]))
 
 
 def trainings_of(config: RunConfig, tasks: Sequence[Task], cumulative: bool) -> list[Training]:
     """One for each of ``tasks``, or one of all together."""
     numbered = list(enumerate(tasks))
     if cumulative:
-        rows = None if any(n is None for _, n, _ in tasks) else sum(n or 0 for _, n, _ in tasks)
-        numbered = [(len(tasks) - 1, ("joint", rows, [c for *_, own in tasks for c in own or ()]))]
+        known = all(task.rows is not None for task in tasks)
+        rows = sum(task.rows or 0 for task in tasks) if known else None
+        numbered = [
+            (len(tasks) - 1, Task("joint", rows, [c for t in tasks for c in t.classes or ()], mean_tokens(tasks)))
+        ]
     trainings = []
-    for number, (name, rows, classes) in numbered:
-        arguments = training_arguments(config, number, name, Path(config.output))
-        batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
-        trainings.append(Training(name, rows, len(classes or ()) or None, batch, _steps(arguments, rows)))
+    for number, task in numbered:
+        arguments = training_arguments(config, number, task.name, Path(config.output))
+        batch, classes = arguments.train_batch_size * arguments.gradient_accumulation_steps, len(task.classes or ())
+        steps = _steps(arguments, task.rows)
+        trainings.append(Training(task.name, task.rows, classes or None, batch, steps, task.tokens))
     return trainings
+
+
+def mean_tokens(tasks: Sequence[Task]) -> float | None:
+    """Tokens of a row of all ``tasks`` together, of those where both are known; None if of none."""
+    known = [(task.tokens, task.rows) for task in tasks if task.tokens and task.rows]
+    return sum(tokens * rows for tokens, rows in known) / sum(rows for _, rows in known) if known else None
 
 
 def _steps(arguments: Any, rows: int | None) -> int | None:
