@@ -197,26 +197,6 @@ def test_the_longest_task_counts(planned: Any, model: str, tmp_path: Path) -> No
     assert planned().found.example == "64 tokens"
 
 
-@pytest.mark.parametrize(("size", "each", "cut"), [(1, 7.5, 3.9), (20, 12.0, 4.0)])
-def test_rows_count_as_they_are_padded(size: int, each: float, cut: float, bert: str, tmp_path: Path) -> None:
-    """Twenty rows of one to ten words, between two tokens that open and close them."""
-    texts = [{"text": " ".join(["glad"] * n), "label": label} for n in range(1, 11) for label in "ab"]
-    files = {"train": jsonl(tmp_path / "train.jsonl", texts), "test": jsonl(tmp_path / "test.jsonl", texts[:2])}
-    whole = {"name": "whole", "path": "json", "data_files": files}
-    tasks = [whole, whole | {"name": "cut", "max_length": 4}]
-    made = make(parse(document(bert, tmp_path, tasks=tasks, training={"per_device_train_batch_size": size})))
-    assert [task.tokens for task in made.tasks] == pytest.approx([each, cut])
-    assert made.found.tokens == round((each + cut) / 2) and made.found.row == 3 * 8 * 32
-    assert made.training(0) == pytest.approx(made.tasks[0].steps * made.step(size) * each / made.found.tokens)
-
-
-def test_a_task_of_one_class_is_refused_as_it_will_be(planned: Any, tmp_path: Path) -> None:
-    one = {"name": "one", "path": "json", "data_files": jsonl(tmp_path / "one.jsonl", rows(["a"], 10))}
-    for scenario in ("task", "domain"):
-        with pytest.raises(ValueError, match="task 'one' has one class, 'a': there is nothing to tell apart"):
-            planned(tasks=[one], scenario=scenario)
-
-
 WARNED: dict[str, tuple[dict[str, Any], str]] = {
     "larger than the model": (
         {
