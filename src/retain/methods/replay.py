@@ -124,6 +124,10 @@ class Replay(Method):
     def begin_task(self, task: Task) -> None:
         self.steps = 0
         _check_loss(task, bool(self.match))
+        if isinstance(task.loss, CrossEntropy) and (now := task.loss.groups) is not None:  # classes may have come later
+            self.groups = {name: now.cpu().clone() for name in self.groups}
+            wide = nn.functional.pad
+            self.outputs = {k: wide(z, (0, len(now) - z.shape[1]), value=-math.inf) for k, z in self.outputs.items()}
         self._among = self._all_so_far(task) if self.seen or (self.seen is None and not task.known) else None
         self._present = {}
         if self._among is not None and self.numbers:
