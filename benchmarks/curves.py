@@ -1,4 +1,6 @@
-"""A panel a method: accuracy on the tasks learned so far, beside sequential training. Draws docs/methods.png.
+"""A panel a method: accuracy on the tasks learned so far, beside sequential training.
+
+Draws docs/methods.png, and each panel alone for the method's own page.
 
     python -m benchmarks.curves
 
@@ -7,6 +9,7 @@ reads ``benchmarks/results/comparison-text-small.json``, which ``retain compare`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,13 @@ from retain import store
 from retain.plots import COLOURS
 
 HERE = Path(__file__).parent
-FOUND, FIGURE = HERE / "results" / "comparison-text-small.json", HERE.parent / "docs" / "methods.png"
+FOUND, PAGES = HERE / "results" / "comparison-text-small.json", HERE.parent / "docs"
 BELOW, ABOVE = "sequential", "joint"
 
 
-def draw(found: dict[str, Any], columns: int = 4) -> plt.Figure:
+def draw(found: dict[str, Any], names: Sequence[str], columns: int = 4) -> plt.Figure:
     """Means over seeds with their standard deviation; the dotted line is where ``joint`` ends."""
     methods, tasks = found["methods"], found["tasks"]
-    names = [name for name in methods if name not in (BELOW, ABOVE)]
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(
         rows,
@@ -60,5 +62,16 @@ def curve(ax: Axes, points: list[dict[str, float]], colour: str, line: str) -> N
     ax.plot(steps, means, color=colour, linestyle=line, linewidth=1.6)
 
 
+def main() -> None:
+    found = store.read_json(FOUND)
+    names = [name for name in found["methods"] if name not in (BELOW, ABOVE)]
+    draw(found, names).savefig(PAGES / "methods.png", dpi=110)
+    for page in sorted((PAGES / "methods").glob("*.md")):
+        figure = draw(found, [page.stem], columns=1)
+        figure.set_size_inches(4.2, 3.0)
+        figure.savefig(page.with_suffix(".png"), dpi=110)
+        plt.close(figure)
+
+
 if __name__ == "__main__":
-    draw(store.read_json(FOUND)).savefig(FIGURE, dpi=110)
+    main()

@@ -1,6 +1,6 @@
 """DWD, Dynamic Weight Decoupling: Online EWC with a running Fisher, a strength for each group of weights, a task graph.
 
-After three ideas of a blog post. There is no paper and no code; what it leaves open is our design (docs/methods.md).
+After three ideas of a blog post. There is no paper and no code; what it leaves open is ours (docs/methods/dwd.md).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from retain.mistakes import Within
 from retain.protection import Protection, Strength, check_strength
 from retain.task import Task, precise
 
-DEFAULT = 1e3  # strength, measured in docs/methods.md
+DEFAULT = 1e3  # strength, measured in docs/methods/ewc.md
 
 
 class EWC(Protection):

@@ -22,7 +22,7 @@ from retain.protection import Protection, Strength, check_strength
 from retain.task import Task, precise
 
 Factors = tuple[Tensor, Tensor]
-# What was measured together (docs/methods.md): a form, the temperature of its Fisher, a strength.
+# What was measured together (docs/methods/ewc-lora.md): a form, the temperature of its Fisher, a strength.
 DEFAULTS = {"kronecker": (3.0, 10.0), "diagonal": (1.0, 1e4), "factored": (1.0, 1e4)}
 
 
