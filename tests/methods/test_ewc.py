@@ -92,7 +92,7 @@ def test_a_strong_spring_holds_the_weights_of_a_plain_module():
 
 
 def test_a_boundary_says_how_many_examples_it_took():
-    method = EWC(MLP().double(), fisher={"samples": "auto", "error": 0.5})
+    method = EWC(MLP().double(), fisher={"labels": "exact", "samples": "auto", "error": 0.5})
     method.end_task(double(0))
     assert method.boundary["examples"] <= method.boundary["rows"] == 11
     assert 0 <= method.boundary["error"] < 1

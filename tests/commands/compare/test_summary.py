@@ -30,12 +30,13 @@ def run(right: list[list[int | None]], shift: int = 0, state: tuple[int, int] = 
     for hits, n in zip(right, (10, 20), strict=True):
         rows = [np.full(n, np.nan) if k is None else np.roll(np.arange(n) < k, shift).astype(float) for k in hits]
         outcomes.append(np.stack(rows))
-    records: list[dict[str, Any]] = [{"learned": 0, "tasks": {"a": {}, "b": {}}, "seconds": {"evaluate": 1}}]
+    tasks: dict[str, Any] = {"a": {}, "b": {}}
+    records: list[dict[str, Any]] = [{"learned": 0, "tasks": tasks, "seconds": {"evaluate": 1}}]
     for t in (1, 2):
         if right[0][t] is not None:
             sizes = {"adapter": 1000, "state": state[t - 1], "kinds": {"fisher": state[t - 1] - 8, "learned": 8}}
             seconds = {"train": pace, "boundary": t, "evaluate": 1}
-            records.append({"learned": t, "bytes": sizes, "seconds": seconds, "steps": 5 * t})
+            records.append({"learned": t, "tasks": tasks, "bytes": sizes, "seconds": seconds, "steps": 5 * t})
     return Run(records, outcomes)
 
 

@@ -230,7 +230,7 @@ def test_the_options_are_in_the_signature(case):
         for f in (form.collector, form.from_state_dict)
     ]
     assert keywords[0] == keywords[1]
-    assert set(CASES[case][1]) == set(keywords[0])
+    assert set(CASES[case][1]) == set(keywords[0]) - {"squares"}  # which only reproduces a reference code
 
 
 @pytest.mark.parametrize("name", FORMS)
