@@ -4,8 +4,7 @@
 
 EWC-LoRA on a stream of ``benchmarks.comparison``, with few rows. Nine strengths are swept on validation rows; that of
 the highest final average accuracy there, ``auto``, plain training and budgets are then run and scored on test rows, and
-compared with paired intervals; of budgets also what each boundary cost. Runs are forked from this process, one at a
-time.
+compared with paired intervals; of budgets also what each boundary cost. One run at a time.
 """
 
 from __future__ import annotations
@@ -13,55 +12,24 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from benchmarks.comparison import STREAMS
 from retain import config as configuration
 from retain.commands.compare import compare
-from retain.commands.many.cells import Cell
 from retain.commands.sweep import sweep
-from retain.run import run
 
 AUTO, PLAIN = "ewc-lora:strength=auto", "sequential"
 COST = ("foreseen", "calibrated", "measured", "standard_error")
 JUDGED = 0.25  # of a budget: what was measured with a larger standard error does not judge it
 
 
-class Forked:
-    """A run in a process that is a copy of this one."""
-
-    def __init__(self, cell: Cell) -> None:
-        self.process = get_context("fork").Process(target=_work, args=(cell,))
-        self.process.start()
-
-    def poll(self) -> int | None:
-        return None if self.process.is_alive() else self.process.exitcode
-
-    def wait(self, timeout: float | None = None) -> int:
-        self.process.join(timeout)
-        return self.process.exitcode or 0
-
-    def terminate(self) -> None:
-        self.process.terminate()
-
-    def kill(self) -> None:
-        self.process.kill()
-
-
-def _work(cell: Cell) -> None:
-    cell.log.parent.mkdir(parents=True, exist_ok=True)
-    with cell.log.open("a") as log:
-        run(cell.config, Console(file=log, width=120), cell.tasks)
-
-
 def measured(document: dict[str, Any], folder: Path, budgets: Sequence[float], **numbers: int) -> dict[str, Any]:
     """The sweep of so many ``points`` under ``seeds``, what it chooses, and the comparison on test rows, ``again``."""
-    options: dict[str, Any] = {"jobs": 1, "start": Forked}
+    options: dict[str, Any] = {"jobs": 1}
     apart = configuration.parse(document | {"evaluation": {"rows": "validation"}})
     counts = {key: numbers[key] for key in ("points", "seeds")}
     sweep(apart, ["ewc-lora"], **counts, output=folder / "validation", **options)

@@ -221,7 +221,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fuzz.json"))
     arguments = parser.parse_args()
     command = f"python -m benchmarks.fuzz --inputs {arguments.inputs} --seed {arguments.seed}"
-    told: dict[str, Any] = {"command": command, "limit_seconds": LIMIT, "readers": {}}
+    others = store.read_json(arguments.out) if arguments.out.exists() else {}  # the section of fuzz_guided
+    told: dict[str, Any] = others | {"command": command, "limit_seconds": LIMIT, "readers": {}}
     console, every = Console(stderr=True), readers()
     for name in arguments.readers or every:
         numbers = track(range(arguments.inputs), name, console=console, disable=not console.is_terminal)

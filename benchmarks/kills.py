@@ -63,15 +63,21 @@ class Life:
     calls: dict[str, list[float]] = field(default_factory=dict)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200)
+def asked(description: str | None, kills: int, work: str) -> argparse.Namespace:
+    """What is asked on the command line of this and ``kills_together``, once all is there for it."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=kills)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("build/kills"))
+    parser.add_argument("--work", type=Path, default=Path(work))
     options = parser.parse_args()
     torch.set_num_threads(1)
     prepare(options.work)
     warm(options.work.resolve())
+    return options
+
+
+def main() -> None:
+    options = asked(__doc__, 200, "build/kills")
     console, found = Console(), list[dict[str, Any]]()
     with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), console=console) as bar:
         shown = bar.add_task("kills", total=options.kills)
@@ -83,7 +89,8 @@ def main() -> None:
     content = {"command": f"python -m benchmarks.kills --kills {options.kills} --seed {options.seed}"}
     content |= {"machine": machine(), "versions": versions()} | summary(found)
     show(console, content)
-    store.write_json(RESULTS, content)
+    others = store.read_json(RESULTS) if RESULTS.exists() else {}  # the section of kills_together
+    store.write_json(RESULTS, others | content)
 
 
 def cases(kills: int, seed: int, work: Path, victims: tuple[str, ...] = tuple(VICTIMS)) -> Iterator[dict[str, Any]]:

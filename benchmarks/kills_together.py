@@ -9,7 +9,6 @@ itself, for want of the other, or is killed after a while. Writes the section "t
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import select
@@ -23,13 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
 
 from benchmarks.fisher import machine, versions
-from benchmarks.kills import AGAIN, RESULTS, SILENCE, Aim, Life, aimed, entered, left, note, prepare, redone
-from benchmarks.victim import begin, warm
+from benchmarks.kills import AGAIN, RESULTS, SILENCE, Aim, Life, aimed, asked, entered, left, note, redone
+from benchmarks.victim import begin
 from retain import store
 
 VICTIMS = ("ewc-lora", "replay", "dwd", "eblora", "share")
@@ -39,14 +37,7 @@ Calls = dict[str, list[float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("build/kills-together"))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    prepare(options.work)
-    warm(options.work.resolve())
+    options = asked(__doc__, 16, "build/kills-together")
     console = Console()
     found = list(track(cases(options.kills, options.seed, options.work), "kills", total=options.kills, console=console))
     content = {"command": f"python -m benchmarks.kills_together --kills {options.kills} --seed {options.seed}"}

@@ -19,7 +19,7 @@ from retain.task import Task
 
 # Of the first task's movement: a later task that moves the weights less is held fast.
 FROZEN = 0.03
-# Of its score that a task loses with a nat of its loss, about: expected until it was measured.
+# Of its score that a task loses with a nat of its loss: a guess, until it was measured.
 SHARE_OF_NAT = 0.35
 # Before the names of parameters in what is kept of a training.
 INSIDE = "multiplier_inside/"
