@@ -20,6 +20,7 @@ Row = Mapping[str, Any]
 Make = Callable[[datasets.Dataset, str], dict[str, datasets.Dataset]]
 FOLDER = Path("runs/data")
 CHARACTERS = 3
+WORDED = 20_000  # rows that are written of a data set of millions
 
 
 def main() -> None:
@@ -52,6 +53,25 @@ def each(change: Callable[[Row], dict[str, Any]]) -> Make:
     return lambda rows, name: {name: rows.map(change, remove_columns=rows.column_names)}
 
 
+def worded(question: str, columns: tuple[str, ...], label: str) -> Make:
+    """One file, of some of the rows: a text of ``columns`` and the names of all classes -> the name of its own."""
+
+    def make(rows: datasets.Dataset, name: str) -> dict[str, datasets.Dataset]:
+        names = rows.features[label].names
+
+        def change(row: Row) -> dict[str, Any]:
+            text = "\n".join(row[column] for column in columns)
+            return {
+                "prompt": f"{question}\nOptions: {', '.join(names)}\n{text}\nAnswer:",
+                "completion": names[row[label]],
+            }
+
+        some = rows.shuffle(seed=0).select(range(min(len(rows), WORDED)))
+        return {name: some.map(change, remove_columns=rows.column_names)}
+
+    return make
+
+
 def personas(rows: datasets.Dataset, name: str) -> dict[str, datasets.Dataset]:
     """Of Shakespeare's plays, a paragraph a speech: {"text": "Name:\\nWhat is said"}; a file for each who speaks most.
 
@@ -70,6 +90,16 @@ PLAYS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinysha
 SOURCES: dict[str, tuple[dict[str, Any], Make]] = {  # keywords of load_dataset, and what becomes of its rows
     "translation": ({"path": "Helsinki-NLP/opus_books", "name": "en-fr"}, each(translation)),
     "answers": ({"path": "rajpurkar/squad"}, each(answer)),
+    "dbpedia": ({"path": "fancyzhx/dbpedia_14"}, worded("What is this text about?", ("title", "content"), "label")),
+    "amazon": (
+        {"path": "fancyzhx/amazon_polarity"},
+        worded("What does this review think of the product?", ("title", "content"), "label"),
+    ),
+    "yahoo": (
+        {"path": "community-datasets/yahoo_answers_topics"},
+        worded("What is this question about?", ("question_title", "question_content"), "topic"),
+    ),
+    "ag": ({"path": "fancyzhx/ag_news"}, worded("What is this news about?", ("text",), "label")),
     "personas": ({"path": "text", "data_files": PLAYS, "sample_by": "paragraph"}, personas),
 }
 

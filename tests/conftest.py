@@ -103,6 +103,18 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 @pytest.fixture(scope="session")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny encoder-decoder and a tokenizer of the words of ``streams``."""
+    from models import bare_t5
+    from streams import pair_tokenizer
+
+    folder, tokenizer = str(tmp_path_factory.mktemp("t5")), pair_tokenizer()
+    bare_t5(vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a two-layer causal language model and a tokenizer of the words of ``streams``, with a template."""
     from models import bare_llama

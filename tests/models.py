@@ -46,6 +46,13 @@ def bare_gpt2(seed: int = 0, **config: Any) -> nn.Module:
     return seeded(lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings)), seed)
 
 
+def bare_t5(seed: int = 0, **config: Any) -> nn.Module:
+    """An encoder-decoder of a layer each, dropout 0.1."""
+    settings: Settings = {"vocab_size": VOCABULARY, "d_model": WIDTH, "d_kv": 16, "d_ff": 48, "num_layers": 1}
+    settings |= {"num_heads": 2, "decoder_start_token_id": 0} | config
+    return seeded(lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**settings)), seed)
+
+
 def bare_vit(seed: int = 0, **config: Any) -> nn.Module:
     """An image classifier of two layers on 8 by 8 pixels, three colours, patches of 4."""
     settings = BODY | {"image_size": 8, "patch_size": 4, "num_labels": CLASSES} | config

@@ -86,6 +86,18 @@ def chat_tokenizer() -> Any:
     )
 
 
+@cache
+def pair_tokenizer() -> Any:
+    """T5's layout over the words of these tests: a text ends with an end, and nothing opens it."""
+    known = ["<pad>", "</s>", "<unk>", *WORDS, "word", "win", "loss", "sad", "glad", "###", "Response:", "Instruction:"]
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = ["input_ids", "attention_mask"]
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=64, model_input_names=names, **special)
+
+
 def language_stream(tokenizer: Any, *tasks: dict[str, Any], **config: Any) -> Stream:
     """What a configuration of ``kind: causal-lm`` makes of ``tasks``."""
     return stream(tokenizer, *tasks, kind="causal-lm", **config)

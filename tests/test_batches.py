@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from models import BODY, bare_gpt2, bare_llama, seeded, tiny_llama
+from models import BODY, bare_bert, bare_gpt2, bare_llama, bare_t5, seeded, tiny_llama
 from retain.batches import Padded, check_packing, packed, tokens_of
 from retain.callback import ContinualCallback
 from retain.method import Method
@@ -69,8 +69,12 @@ def test_a_model_that_lets_packed_rows_see_each_other_is_refused() -> None:
 
 
 def test_tokens_are_counted_as_they_are_learned() -> None:
-    assert tokens_of(Task("t", datasets.Dataset.from_list(ROWS))) == (2 + 0 + 1 + 2) / 4
-    assert tokens_of(Task("t", datasets.Dataset.from_list([{"input_ids": [1], "labels": 0}]))) == 1.0
+    rows, plain = datasets.Dataset.from_list(ROWS), datasets.Dataset.from_list([{"input_ids": [1], "labels": 0}])
+    assert tokens_of(bare_llama(), Task("t", rows)) == (2 + 0 + 1 + 2) / 4
+    assert (
+        tokens_of(bare_t5(), Task("t", rows)) == (2 + 0 + 2 + 2) / 4
+    )  # whose first token has a decoder's start before it
+    assert tokens_of(bare_bert(), Task("t", plain)) == 1.0
 
 
 @pytest.mark.parametrize(("strength", "share"), [(6.0, 0.25), (0.0, 1.0)])

@@ -52,7 +52,7 @@ def test_keys_belong_to_the_number_of_a_row_and_the_seed():
 def test_token_rows_of_any_length_become_one_batch_that_is_no_longer_than_it_has_to_be():
     short, long = (prompts(sizes=(2,), length=n, seed=n).train[0] for n in (5, 9))
     long = {name: x[:, :8] for name, x in long.items()}
-    long["attention_mask"][:, 6:] = 0
+    long["attention_mask"][:, 6:], long["labels"][:, 6:] = 0, -100
     ((numbers, rows),) = stacked([short, long], padding=9)
     assert numbers == [0, 1] and {x.shape for x in rows.values()} == {(4, 6)}
     assert rows["input_ids"][:2, 5:].unique().tolist() == [9] and rows["labels"][:2, 5:].unique().tolist() == [-100]

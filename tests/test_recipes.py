@@ -33,11 +33,13 @@ MODELS: dict[str, transformers.PretrainedConfig] = {
     "meta-llama/Llama-3.2-1B-Instruct": transformers.LlamaConfig(
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8
     ),
+    "google-t5/t5-large": transformers.T5Config(d_model=1024, d_ff=4096, num_layers=24, num_heads=16),
     "HuggingFaceTB/SmolLM2-360M-Instruct": transformers.LlamaConfig(
         hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15, num_key_value_heads=5
     ),
 }
-SITES = {"meta-llama": 32, "HuggingFaceTB": 224}  # two maps of 16 layers, seven of 32; else two of 12
+# Two maps of 16 layers, seven of 32, two of the attention of 24 and 24, which have it twice; else two of 12.
+SITES = {"meta-llama": 32, "HuggingFaceTB": 224, "google-t5": 144}
 SPEC = importlib.util.spec_from_file_location("recipe_data", FOLDER.parent / "scripts" / "recipe_data.py")
 assert SPEC and SPEC.loader
 recipe_data = importlib.util.module_from_spec(SPEC)
@@ -82,10 +84,12 @@ def sentences(at: Path, *columns: str, label: str = "label", **more: str) -> dic
     return table(at, rows, datasets.Features({**texts, label: classes, "idx": datasets.Value("int64")}))
 
 
-def prepared(at: Path, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def prepared(at: Path, name: str, rows: list[dict[str, Any]] | datasets.Dataset) -> dict[str, Any]:
     """What the script makes of ``rows``, which are of the form that their source has; its part ``at.name``."""
-    at.mkdir(parents=True)
-    parts = recipe_data.SOURCES[name][1](datasets.Dataset.from_list(rows), name)
+    at.mkdir(parents=True, exist_ok=True)
+    parts = recipe_data.SOURCES[name][1](
+        rows if isinstance(rows, datasets.Dataset) else datasets.Dataset.from_list(rows), name
+    )
     parts[at.name].to_json(at / "rows.jsonl")
     return {"path": "json", "data_files": str(at / "rows.jsonl")}
 
@@ -144,20 +148,30 @@ DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
+def written(at: Path) -> dict[str, Any]:
+    """What a model that writes is asked of rows that others classify."""
+    return prepared(at, at.name, datasets.Dataset.from_parquet(DATA[at.name](at / "source")["data_files"]))
+
+
 def tiny(config: RunConfig, model: str, tmp_path: Path) -> RunConfig:
     """``config`` on a tiny model, and rows of the same form in files; one step a task."""
     kept = ("path", "data_files", "data_dir")
+    data = DATA | (
+        dict.fromkeys(("dbpedia", "amazon", "yahoo", "ag"), written) if config.model.kind == "seq2seq-lm" else {}
+    )
 
     def local(entry: Any) -> Any:
         off = dict.fromkeys((*kept, "config", "train", "test", "validation")) | {"path": entry.path}
         more = {"training": {}, "max_train": None, "max_test": None, "max_length": None}
         more |= {"max_new_tokens": 4} if getattr(entry, "metrics", None) else {}
-        return entry.model_copy(update=off | more | DATA[entry.name](tmp_path / entry.name))
+        return entry.model_copy(update=off | more | data[entry.name](tmp_path / entry.name))
 
     training = {"max_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "use_cpu": True}
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update={"path": model, "dtype": "float32" if "llama" in model else None}),
+            "model": config.model.model_copy(
+                update={"path": model, "dtype": None if config.model.dtype is None else "float32"}
+            ),
             "tasks": [local(entry) for entry in config.tasks],
             "guard": local(config.guard) if config.guard else None,
             "training": training,
@@ -216,9 +230,15 @@ def test_answers_follow_what_was_said_before() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast_runs", "in_process")
 @pytest.mark.parametrize("name", sorted({*RECIPES} - {*ORDERS[1:], "imagenet-a.yaml"}))  # as one that is there
-def test_a_recipe_runs_on_rows_of_its_sources_form(name: str, bert: str, vit: str, llama: str, tmp_path: Path) -> None:
+def test_a_recipe_runs_on_rows_of_its_sources_form(
+    name: str, bert: str, vit: str, llama: str, t5: str, tmp_path: Path
+) -> None:
     config = load(FOLDER / name)
-    folder = llama if name in ORDERS else {"text": bert, "image": vit, "causal-lm": llama}[config.model.kind]
+    folder = (
+        llama
+        if name in ORDERS
+        else {"text": bert, "image": vit, "causal-lm": llama, "seq2seq-lm": t5}[config.model.kind]
+    )
     results = run(tiny(config, folder, tmp_path), quiet())
     assert len(results["tasks"]) >= 2 and (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
     assert ("guard" in results) is (config.guard is not None)

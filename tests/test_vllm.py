@@ -49,6 +49,11 @@ def test_one_linear_classifier_is_taken_and_others_are_not(judged):
     assert ["pooler" in line for line in two] == [True]
 
 
+def test_encoder_decoders_of_texts_are_not_served(judged):
+    (line,) = judged(CASES["t5"].model(), task_type="SEQ_2_SEQ_LM").obstacles
+    assert "has no encoder-decoders that read texts" in line and "serve it with transformers" in line
+
+
 def test_convolutions_are_named(judged):
     (classifier, maps) = judged(tiny_resnet()).obstacles
     assert "classifier.1" in classifier

@@ -1,4 +1,4 @@
-"""What a causal language model answers on test rows: the texts that it writes, and the options that it finds likely."""
+"""What a language model answers on test rows: the texts that it writes, and the options that it finds likely."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from retain.batches import Padded
-from retain.task import IGNORED, CrossEntropy, evaluating, forward, on_device
+from retain.task import IGNORED, CrossEntropy, evaluating, forward, has_decoder, on_device
 from retain.wording import METRICS, Metric
 
 OPTIONS = "option_accuracy"
@@ -56,7 +56,7 @@ def answers(
     highest log-likelihood, summed over its tokens and the end after it.
 
     Args:
-        model: causal, with the coefficients to test in place.
+        model: that writes, with the coefficients to test in place.
         asked: rows and metrics.
         batch_size: rows, or options, at a time.
         advance: told of every bit of ``asked.work`` that is done.
@@ -74,25 +74,39 @@ def answers(
 
 
 def _written(model: Any, asked: Asked, batch_size: int, advance: Callable[[float], None]) -> list[str]:
-    """What ``model`` writes after every prompt; those of like length are run together, padded on the left."""
+    """What ``model`` writes after every prompt; those of like length are run together.
+
+    They are padded on the side on which nothing is written: of an encoder-decoder, which begins anew, on the right.
+    """
     base, prompts = getattr(model, "get_base_model", lambda: model)(), asked.rows["prompt"]
     ends, device = _ends(base, asked.tokenizer), next(base.parameters()).device
     padding = asked.tokenizer.pad_token_id
+    apart = has_decoder(base)
     greedy = GenerationConfig(
-        do_sample=False, max_new_tokens=asked.max_new_tokens, eos_token_id=ends or None, pad_token_id=padding
+        do_sample=False,
+        max_new_tokens=asked.max_new_tokens,
+        eos_token_id=ends or None,
+        pad_token_id=padding,
+        decoder_start_token_id=base.config.decoder_start_token_id if apart else None,
     )
     order, texts = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [""] * len(prompts)
     with _plain(base):
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             length = max(len(prompts[i]) for i in chunk)
-            ids = torch.tensor([[padding] * (length - len(prompts[i])) + prompts[i] for i in chunk])
-            mask = torch.tensor([[0] * (length - len(prompts[i])) + [1] * len(prompts[i]) for i in chunk])
+            ids = torch.tensor([_filled(prompts[i], length, padding, apart) for i in chunk])
+            mask = torch.tensor([_filled([1] * len(prompts[i]), length, 0, apart) for i in chunk])
             found = base.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=greedy)
-            for i, row in zip(chunk, found[:, length:].cpu(), strict=True):
+            for i, row in zip(chunk, found[:, 1 if apart else length :].cpu(), strict=True):
                 texts[i] = asked.tokenizer.decode(row, skip_special_tokens=True).strip()
             advance(len(chunk) * (1 + TOKEN * asked.max_new_tokens))
     return texts
+
+
+def _filled(tokens: list[int], length: int, padding: int, right: bool) -> list[int]:
+    """``tokens`` with ``padding`` up to ``length``, on the ``right`` or on the left."""
+    fill = [padding] * (length - len(tokens))
+    return tokens + fill if right else fill + tokens
 
 
 def _ends(base: Any, tokenizer: Any) -> list[int]:
@@ -115,9 +129,11 @@ def _plain(base: Any) -> Iterator[None]:
 def _chosen(model: Any, asked: Asked, batch_size: int, advance: Callable[[float], None]) -> Tensor:
     """The number (n,) of the likeliest option of every row."""
     collate, device = Padded(asked.tokenizer.pad_token_id), next(model.parameters()).device
-    counts = [len(options) for options in asked.rows["options"]]
+    counts, apart = [len(options) for options in asked.rows["options"]], has_decoder(model)
     rows = [
-        {"input_ids": [*prompt, *option], "labels": [IGNORED] * len(prompt) + option}
+        {"input_ids": prompt, "labels": option}
+        if apart
+        else {"input_ids": [*prompt, *option], "labels": [IGNORED] * len(prompt) + option}
         for prompt, options in zip(asked.rows["prompt"], asked.rows["options"], strict=True)
         for option in options
     ]

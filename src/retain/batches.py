@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from retain.task import IGNORED, Task, evaluating, forward
+from retain.task import IGNORED, Task, evaluating, forward, has_decoder
 
 Row = Mapping[str, Sequence[int]]
 
@@ -21,20 +21,22 @@ CHECKED, LEAK = 32, 1e-3  # tokens of a row that packing is tried on; share of t
 
 @dataclass(frozen=True)
 class Padded:
-    """Rows of ``input_ids`` and ``labels`` -> (N, T) each, and their ``attention_mask``, padded on the right."""
+    """Rows of ``input_ids`` and ``labels`` -> (N, T) each, and their ``attention_mask``, padded on the right.
+
+    Labels of an encoder-decoder have a length of their own.
+    """
 
     padding: int
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        length = max(len(row["input_ids"]) for row in rows)
-
         def filled(key: str, value: int) -> Tensor:
+            length = max(len(row[key]) for row in rows)
             return torch.tensor([[*row[key], *[value] * (length - len(row[key]))] for row in rows])
 
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        ids, lengths = filled("input_ids", self.padding), torch.tensor([len(row["input_ids"]) for row in rows])
         return {
-            "input_ids": filled("input_ids", self.padding),
-            "attention_mask": (torch.arange(length) < lengths.unsqueeze(1)).long(),
+            "input_ids": ids,
+            "attention_mask": (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long(),
             "labels": filled("labels", IGNORED),
         }
 
@@ -65,12 +67,22 @@ def length_of(rows: Any) -> float:
     return sum(map(len, some)) / len(some)
 
 
-def tokens_of(task: Task) -> float:
-    """Target tokens of a training row of ``task``, on average; 1 if its rows are not sequences."""
+def with_decoder_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``batch`` with what an encoder-decoder makes of its labels, where these will not reach the model."""
+    found = dict(batch)
+    if has_decoder(model):
+        base = getattr(model, "get_base_model", lambda: model)()
+        found["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(labels=found["labels"])
+    return found
+
+
+def tokens_of(model: Any, task: Task) -> float:
+    """Target tokens that a training row of ``task`` has for ``model``, on average; 1 if its rows are not sequences."""
     rows = task.train
     if not isinstance(rows, datasets.Dataset) or not isinstance(rows[0].get("labels"), list):
         return 1.0
-    return sum(sum(label != IGNORED for label in labels[1:]) for labels in rows["labels"]) / len(rows)
+    first = 0 if has_decoder(model) else 1  # nothing stands before a causal model's first token
+    return sum(sum(label != IGNORED for label in labels[first:]) for labels in rows["labels"]) / len(rows)
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ def stacked(pieces: Sequence[Rows], padding: int = 0) -> Iterator[tuple[list[int
     """Make as few batches of ``pieces`` as there are shapes.
 
     Token rows that come with an ``attention_mask`` are padded on the right to one length, their labels with -100, and
-    cut where no row has a token.
+    cut where no row has a token. Labels of an encoder-decoder have a length of their own.
 
     Args:
         pieces: rows by name, (n_i, ...) each.
@@ -94,22 +94,36 @@ def stacked(pieces: Sequence[Rows], padding: int = 0) -> Iterator[tuple[list[int
 
 def _token_rows(piece: Rows) -> set[str]:
     """The names of what has a number for every token."""
-    mask = piece.get("attention_mask")
-    return set() if mask is None else {name for name, x in piece.items() if x.dim() == 2 and x.shape == mask.shape}
+    if (mask := piece.get("attention_mask")) is None:
+        return set()
+    found = {name for name, x in piece.items() if x.dim() == 2 and x.shape == mask.shape}
+    labels = piece.get("labels")
+    return found | (
+        {"labels"} if labels is not None and labels.dim() == 2 and not labels.is_floating_point() else set()
+    )
 
 
 def _joined(pieces: Sequence[Rows], fill: Mapping[str, int]) -> dict[str, Tensor]:
     tokens = _token_rows(pieces[0])
-    longest = max((piece[name].shape[1] for piece in pieces for name in tokens), default=0)
+    longest = {name: max(piece[name].shape[1] for piece in pieces) for name in tokens}
 
     def padded(name: str, x: Tensor) -> Tensor:
-        return F.pad(x, (0, longest - x.shape[1]), value=fill.get(name, 0)) if name in tokens else x
+        return F.pad(x, (0, longest[name] - x.shape[1]), value=fill.get(name, 0)) if name in tokens else x
 
     whole = {name: torch.cat([padded(name, piece[name]) for piece in pieces]) for name in pieces[0]}
     if tokens:
-        used = (whole["attention_mask"] != 0).any(0).nonzero()[:, 0].tolist()
-        whole |= {name: whole[name][:, : max(used, default=0) + 1] for name in tokens}
+        used = dict.fromkeys(tokens, _length(whole["attention_mask"] != 0))
+        if "labels" in tokens:
+            used["labels"] = _length(whole["labels"] != IGNORED)
+            if whole["labels"].shape == whole["attention_mask"].shape:  # a label for every token
+                used = dict.fromkeys(tokens, max(used.values()))
+        whole |= {name: whole[name][:, : used[name]] for name in tokens}
     return whole
+
+
+def _length(used: Tensor) -> int:
+    """How many columns of ``used`` (N, T) there are up to the last that any row uses, at least one."""
+    return max(used.any(0).nonzero()[:, 0].tolist(), default=0) + 1
 
 
 def keys(numbers: Tensor, seed: int) -> Tensor:

@@ -62,7 +62,7 @@ class RunConfig(Section):
     @property
     def scored_at_once(self) -> int:
         """Rows of a batch that is scored."""
-        return self.evaluation.batch_size or (8 if self.model.kind == "causal-lm" else 64)
+        return self.evaluation.batch_size or (8 if self.model.writes else 64)
 
     @property
     def rows_seed(self) -> int:
@@ -101,13 +101,16 @@ class RunConfig(Section):
     @field_validator("heads", "scenario", "language")
     @classmethod
     def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
-        kind = info.data["model"].kind if "model" in info.data else None
-        default = cls.model_fields[str(info.field_name)].default
-        if value != default and kind is not None and (kind == "causal-lm") != (info.field_name == "language"):
-            has = "has no heads" if kind == "causal-lm" else "tells classes apart"
-            given = f"{value!r} is" if isinstance(value, str) else "a section is"
-            raise ValueError(f"{given} not allowed with model.kind {kind!r}, which {has}")
-        return value
+        model, language = info.data.get("model"), info.field_name == "language"
+        if model is None or value == cls.model_fields[str(info.field_name)].default:
+            return value
+        if model.kind == "causal-lm" if language else not model.writes:
+            return value
+        has = "tells classes apart"
+        if model.writes:
+            has = "reads up to the last answer, and learns that" if language else "has no heads"
+        given = f"{value!r} is" if isinstance(value, str) else "a section is"
+        raise ValueError(f"{given} not allowed with model.kind {model.kind!r}, which {has}")
 
     @field_validator("tasks")
     @classmethod
@@ -117,7 +120,7 @@ class RunConfig(Section):
                 check_task_kind(task, info.data["model"].kind)
             except ValueError as error:
                 raise Within(str(number), error) from None
-        if "model" in info.data and info.data["model"].kind == "causal-lm":
+        if "model" in info.data and info.data["model"].writes:
             check_scored(info.data.get("method", {}).get("strength"), tasks)
         return tasks
 

@@ -73,7 +73,7 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
     """
     learned = origin(config.state, Path(config.output))
     earlier, before = ([t.name for t in learned.tasks], [t.labels for t in learned.blocks]) if learned else ([], [])
-    if config.model.kind == "causal-lm":
+    if config.model.writes:
         _check_names([entry.name for entry in config.tasks], earlier)
         tasks, guard, asked = language_tasks(config, processor)
         return Stream(tasks, [[] for _ in tasks], None, guard, asked, before)

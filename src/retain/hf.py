@@ -15,7 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from retain.batches import check_packing, packed, tokens_of
+from retain.batches import check_packing, packed, tokens_of, with_decoder_inputs
 from retain.callback import ContinualCallback
 from retain.checkpoints import Latest, last_checkpoint
 from retain.files import writing
@@ -24,18 +24,31 @@ from retain.heads import final_classifier, install_heads
 from retain.lora import add_lora
 from retain.method import Method
 from retain.sharding import keep_whole
-from retain.task import Task, aligned, forward
+from retain.task import Task, aligned, forward, has_decoder
 
 # kind of stream -> the transformers classes of its model and of what prepares its rows
 CLASSES = {
     "text": (transformers.AutoModelForSequenceClassification, transformers.AutoTokenizer),
     "image": (transformers.AutoModelForImageClassification, transformers.AutoImageProcessor),
     "causal-lm": (transformers.AutoModelForCausalLM, transformers.AutoTokenizer),
+    "seq2seq-lm": (transformers.AutoModelForSeq2SeqLM, transformers.AutoTokenizer),
 }
+TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}  # peft's names for models without heads
 
 
 def load_processor(path: str, kind: str) -> Any:
-    """The tokenizer or image processor of a model."""
+    """The tokenizer or image processor of a model.
+
+    Raises:
+        ValueError: there is none, or the model is a language model of the other kind.
+    """
+    if kind in TASK_TYPES:
+        config = _found(path, kind, transformers.AutoConfig.from_pretrained)
+        if config.is_encoder_decoder != (kind == "seq2seq-lm"):
+            what, other = ("an encoder-decoder", "seq2seq-lm") if config.is_encoder_decoder else ("none", "causal-lm")
+            raise ValueError(
+                f"model.kind is {kind!r}, and the {config.model_type} model at {path!r} is {what}: write {other!r}"
+            )
     return _found(path, kind, CLASSES[kind][1].from_pretrained)
 
 
@@ -52,12 +65,12 @@ def load_model(
     """A classification model with LoRA and, with ``own_heads``, one block of head rows for each entry of ``sizes``.
 
     The final classifier and layers that the checkpoint does not hold (its hidden layer) are saved with the adapter.
-    A causal language model has neither heads nor use for ``sizes``.
+    A language model has neither heads nor use for ``sizes``.
     """
     transformers.set_seed(seed)
-    if kind == "causal-lm":
+    if kind in TASK_TYPES:
         base = _found(path, kind, CLASSES[kind][0].from_pretrained, dtype=dtype or "auto")
-        return add_lora(base, **{"task_type": "CAUSAL_LM"} | lora)
+        return add_lora(base, **{"task_type": TASK_TYPES[kind]} | lora)
     base, report = _found(
         path,
         kind,
@@ -119,10 +132,10 @@ def fit(
         model,
         arguments,
         train_dataset=task.train,
-        data_collator=packed if packing else task.collate,
+        data_collator=packed if packing else _collate_of(model, task),
         compute_loss_func=_loss_of(model, task, not_finite),
         optimizer_cls_and_kwargs=(cls, {"params": groups, **options}),  # under FSDP it takes no optimizer
-        callbacks=[beside := ContinualCallback(method, tokens_of(task), not_finite=not_finite), *callbacks],
+        callbacks=[beside := ContinualCallback(method, tokens_of(model, task), not_finite=not_finite), *callbacks],
     )
     beside.lead(trainer)
     keep_whole(trainer.accelerator, model)
@@ -144,6 +157,14 @@ class Saving(Trainer):
                 super()._save_checkpoint(model, trial)
             except RuntimeError as error:  # which is how torch tells of a file
                 raise OSError(f"torch: {str(error).splitlines()[0]}") from error
+
+
+def _collate_of(model: nn.Module, task: Task) -> Callable[[list], Any] | None:
+    """What makes batches of rows for Trainer, which keeps labels from a model whose own loss it does not take."""
+    collate: Callable[[list], Any] | None = task.collate
+    if collate is None or not has_decoder(model):
+        return collate
+    return lambda rows: with_decoder_inputs(model, collate(rows))
 
 
 def _all_have_rows(rows: int, arguments: TrainingArguments) -> bool:

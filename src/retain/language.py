@@ -1,4 +1,4 @@
-"""Streams of a causal language model: texts, prompts, conversations -> tokens, and which of them are learned."""
+"""Streams of a language model: texts, prompts, conversations -> tokens, and which of them are learned."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ LONG = 5_000  # rows from which on a progress bar is worth its line
 def language_tasks(config: RunConfig, tokenizer: Any) -> tuple[list[Task], Task | None, dict[str, Asked]]:
     """The tasks and the guard of ``config``, and what is asked on the test rows of tasks, by name.
 
-    Rows are data sets of ``input_ids`` and ``labels``, -100 where nothing is learned.
+    Rows are data sets of ``input_ids`` and ``labels``, -100 where nothing is learned; those of an encoder-decoder have
+    what is read in the one and what is to be written in the other.
 
     Raises:
         DataError: the first thing wrong with the data, in one line.
     """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    encode, seed, asked = Encoder(tokenizer, config.language.loss), config.rows_seed, dict[str, Asked]()
+    encode, seed, asked = encoder_of(config, tokenizer), config.rows_seed, dict[str, Asked]()
 
     def task(entry: TaskConfig) -> Task:
         train, test, _ = read(entry, seed, config.evaluation.rows or "test", labelled=False)
@@ -44,16 +45,21 @@ def language_tasks(config: RunConfig, tokenizer: Any) -> tuple[list[Task], Task 
         learned = encode(entry, "training", rows)
         scored = encode(entry, "test", test.at_most(entry.max_test, seed).rows, rows)
         if entry.metrics or entry.options:
-            asked[entry.name] = _asked(entry, scored, tokenizer)
+            asked[entry.name] = _asked(entry, scored, encode)
         return Task(entry.name, learned, scored, CrossEntropy(), Padded(tokenizer.pad_token_id))
 
     return [task(entry) for entry in config.tasks], None if config.guard is None else task(config.guard), asked
 
 
-def _asked(entry: TaskConfig, rows: datasets.Dataset, tokenizer: Any) -> Asked:
+def encoder_of(config: RunConfig, tokenizer: Any) -> Encoder:
+    """What makes tokens of the rows of ``config``."""
+    return Encoder(tokenizer, config.language.loss, apart=config.model.kind == "seq2seq-lm")
+
+
+def _asked(entry: TaskConfig, rows: datasets.Dataset, encode: Encoder) -> Asked:
     """What ``entry`` asks on its test ``rows``, if the model's context has room for it."""
-    most = entry.max_new_tokens or LONGER * max(rows["length"])
-    longest = max(len(prompt) for prompt in rows["prompt"])
+    most, tokenizer = entry.max_new_tokens or LONGER * max(rows["length"]), encode.tokenizer
+    longest = 0 if encode.apart else max(len(prompt) for prompt in rows["prompt"])
     if entry.metrics and longest + most > tokenizer.model_max_length:
         raise DataError(
             f"task {entry.name!r}: a prompt of {longest} tokens and {most} that may be written are more than the "
@@ -79,10 +85,16 @@ class _Reading:
 
 
 class Encoder:
-    """Rows of any format -> rows of tokens and labels, with the tokenizer of a causal language model."""
+    """Rows of any format -> rows of tokens and labels.
 
-    def __init__(self, tokenizer: Any, learned: Learned) -> None:
-        self.tokenizer, self.learned = tokenizer, learned
+    Args:
+        tokenizer: of the model.
+        learned: of a row, where the model is causal.
+        apart: for an encoder-decoder: all before the last answer is read, and that is learned.
+    """
+
+    def __init__(self, tokenizer: Any, learned: Learned, *, apart: bool = False) -> None:
+        self.tokenizer, self.learned, self.apart = tokenizer, learned if not apart else "last", apart
         self.hash = Hasher.hash(tokenizer)  # takes long for a large vocabulary: once here, not in every map
         opening = list(tokenizer("").input_ids)
         self.opening = opening[:-1] if opening and opening[-1] == tokenizer.eos_token_id else opening
@@ -113,7 +125,7 @@ class Encoder:
                 batched=True,
                 with_indices=True,
                 remove_columns=rows.column_names,
-                new_fingerprint=Hasher.hash([rows._fingerprint, self.hash, self.learned, astuple(how)]),
+                new_fingerprint=Hasher.hash([rows._fingerprint, self.hash, self.learned, self.apart, astuple(how)]),
                 desc=f"tokenizing {entry.name}",
             )
         if not len(tokens):
@@ -135,21 +147,27 @@ class Encoder:
             form = format_of(rows.column_names, entry.format, text)
         except FormatError as error:
             raise DataError(f"{where}: {error}") from None
-        if seen is None or not (entry.metrics or entry.options):
+        asks = seen is not None and bool(entry.metrics or entry.options)
+        if form == "text" and (asks or self.apart):
+            wanted = "an encoder-decoder learns to write" if self.apart else "metrics and options need"
+            raise DataError(f"{where}: rows of format 'text' have no answers, which {wanted}")
+        if not asks:
             return _Reading(form, text, length)
-        if form == "text":
-            raise DataError(f"{where}: rows of format 'text' have no answers, which metrics and options need")
         return _Reading(form, text, length, True, _options(entry, seen, form) if entry.options else ())
 
     def _row(self, row: Mapping[str, Any], how: _Reading) -> dict[str, Any]:
         """The columns of a row; none if nothing is left to learn."""
         said = spoken(row, how.form, how.text, self.learned, self._render)
-        ids, labels, start = self.tokens(said)
+        if self.apart:
+            ids, labels = prompt, answer = self.pair(said, how.length)
+        else:
+            ids, labels, start = self.tokens(said)
+            prompt, answer = ids[:start], ids[start:]
         if all(label == IGNORED for label in labels[: how.length]):
             return {}
         found: dict[str, Any] = {"input_ids": ids[: how.length], "labels": labels[: how.length]}
         if how.asks:
-            found |= {"prompt": ids[:start], "answer": said.answer, "length": len(ids) - start}
+            found |= {"prompt": prompt, "answer": said.answer, "length": len(answer)}
         return found | (self._choices(row, how, str(said.answer)) if how.options else {})
 
     def _choices(self, row: Mapping[str, Any], how: _Reading, answer: str) -> dict[str, Any]:
@@ -160,8 +178,7 @@ class Encoder:
             raise FormatError(f"the answer {answer!r} is none of the options {known}{did_you_mean(answer, options)}")
         for option in options:
             other = spoken(answered(row, how.form, option), how.form, how.text, self.learned, self._render)
-            _, labels, start = self.tokens(other)
-            found.append([label for label in labels[start:] if label != IGNORED])
+            found.append(self.pair(other, how.length)[1] if self.apart else self._answer(other))
         return {"options": found, "right": options.index(answer)}
 
     def tokens(self, row: Spoken) -> tuple[list[int], list[int], int]:
@@ -183,6 +200,24 @@ class Encoder:
             ids += own
             labels += own[:ends] + [IGNORED] * (len(own) - ends) if piece.learned else [IGNORED] * len(own)
         return ids, [IGNORED, *labels[1:]], start
+
+    def pair(self, row: Spoken, length: int) -> tuple[list[int], list[int]]:
+        """Ids that are read of ``row``, at most ``length``, and those to be written, each with a beginning and an end.
+
+        A chat template writes these itself.
+        """
+        if row.rendered:
+            ids, _, start = self.tokens(row)
+            return ids[:start][:length], self._answer(row)
+        (read, written), eos = (piece.text for piece in row.pieces), self.tokenizer.eos_token_id
+        ids = self.tokenizer(read, truncation=True, max_length=length).input_ids
+        labels = self.tokenizer(text_target=written).input_ids
+        return ids, labels if eos is None or eos in labels else [*labels, eos]
+
+    def _answer(self, row: Spoken) -> list[int]:
+        """The ids of the last piece of ``row`` that are learned."""
+        _, labels, start = self.tokens(row)
+        return [label for label in labels[start:] if label != IGNORED]
 
     @property
     def _render(self) -> Any:

@@ -81,7 +81,7 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
     """Everything that ``results.json`` holds, from the records of all stages.
 
     ``accuracy`` is measured as the scenario says: the task known (task-incremental), unknown (class-incremental),
-    or of no matter (domain-incremental). The first two are both reported. Of a causal language model there are
+    or of no matter (domain-incremental). The first two are both reported. Of a language model there are
     ``nats_per_token`` instead, and ``guard`` if there is one.
     """
     names = [task.name for task in stream.tasks]
@@ -94,7 +94,7 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
         "tasks": names,
         "rows": config.evaluation.rows or "test",
     }
-    if config.model.kind == "causal-lm":
+    if config.model.writes:
         summary |= tokenwise(records, names)
         if "guard" in records[0]:
             summary["guard"] = guarded(records, len(names))

@@ -23,6 +23,8 @@ OURS = {  # keywords of TrainingArguments that a run sets itself
 }
 OF_THE_RUN = {"report_to", "run_name"}  # and not of one of its tasks
 
+LANGUAGE = ("causal-lm", "seq2seq-lm")  # kinds of models that write texts
+
 Count = Annotated[int, Strict(), Field(ge=1)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 Text = Annotated[str, Strict(), Field(min_length=1)]
@@ -39,7 +41,12 @@ class ModelConfig(Section):
 
     path: Text
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    kind: Literal["text", "image", "causal-lm"] = "text"
+    kind: Literal["text", "image", "causal-lm", "seq2seq-lm"] = "text"
+
+    @property
+    def writes(self) -> bool:
+        """Whether it is a language model, which has no classes: its answers are texts."""
+        return self.kind in LANGUAGE
 
 
 class LanguageConfig(Section):
@@ -162,7 +169,7 @@ def check_guard(guard: GuardConfig, kind: str, tasks: Iterable[str]) -> None:
     Raises:
         ValueError: what came, and what would be allowed.
     """
-    if kind != "causal-lm":
+    if kind not in LANGUAGE:
         raise ValueError(
             f"a section is not allowed with model.kind {kind!r}: its head is new, so that there is nothing yet for the "
             "model to lose; of a head that the checkpoint has learned retain.learn_base takes rows"
@@ -183,7 +190,7 @@ def check_task_kind(task: TaskConfig, kind: str) -> None:
     Raises:
         Within: naming the key and its value.
     """
-    language = kind == "causal-lm"
+    language = kind in LANGUAGE
     for key in OF_CLASSES if language else OF_LANGUAGE:
         if (value := getattr(task, key)) != TaskConfig.model_fields[key].default:
             has = "has no classes" if language else "tells classes apart"

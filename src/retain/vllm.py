@@ -64,7 +64,9 @@ def judge(folder: str | Path) -> Verdict:
     if heads:
         options.append(f"--max-lora-cls-labels {max(heads.values())}")
     return Verdict(
-        [*_unplain(config), *_unknown(config, shapes, heads), *_large(rank)], _remarks(config), " ".join(options)
+        [*_unplain(config), *_encoding(config), *_unknown(config, shapes, heads), *_large(rank)],
+        _remarks(config),
+        " ".join(options),
     )
 
 
@@ -75,6 +77,13 @@ def _unplain(config: Mapping[str, Any]) -> list[str]:
         for key, plain in PLAIN.items()
         if key in config and config[key] not in plain
     ]
+
+
+def _encoding(config: Mapping[str, Any]) -> list[str]:
+    """Encoder-decoders of texts, of which ``vllm/model_executor/models/registry.py`` has none."""
+    if config.get("task_type") != "SEQ_2_SEQ_LM":
+        return []
+    return [f"vLLM {VERSION} has no encoder-decoders that read texts (T5, BART): serve it with transformers and peft"]
 
 
 def _unknown(config: Mapping[str, Any], shapes: Shapes, heads: Mapping[str, int]) -> list[str]:

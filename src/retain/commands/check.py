@@ -73,7 +73,7 @@ def check(folder: Path, bound: Bound | None, console: Console, *, guard: float |
     if not (folder / "results.json").exists():
         raise store.StoreError(f"{folder} holds no finished run: it has no results.json; `retain run` continues one")
     config = configuration.load(folder / "config.yaml")
-    kind = TOKENS if config.model.kind == "causal-lm" else KINDS[config.scenario][0]
+    kind = TOKENS if config.model.writes else KINDS[config.scenario][0]
     stages = [p for p in store.stage_folders(folder) if p.name == "base" or store.is_closed(p)]
     for stage in stages:
         store.verify(stage, "scores.json")

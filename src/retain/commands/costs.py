@@ -23,8 +23,9 @@ from retain.config import ModelConfig
 from retain.fisher.forms import FORMS, Collector, Form
 from retain.fisher.forms.kronecker import is_low
 from retain.heads import final_classifier
-from retain.hf import CLASSES
+from retain.hf import CLASSES, TASK_TYPES
 from retain.lora import add_lora, sites
+from retain.task import has_decoder
 
 META = torch.device("meta")
 PIXELS = 224  # a side of an image, where the model's configuration does not say
@@ -146,9 +147,9 @@ def outline(
         reason = " ".join(str(error).split())
         raise ValueError(f"no configuration of a {model.kind} model at {model.path!r}: {reason}") from error
     longest = getattr(config, "max_position_embeddings", None)
-    if model.kind == "causal-lm":
+    if model.kind in TASK_TYPES:
         with META:
-            adapted = add_lora(base, **{"task_type": "CAUSAL_LM", **lora})
+            adapted = add_lora(base, **{"task_type": TASK_TYPES[model.kind], **lora})
         return _of_tokens(adapted, longest, length, usual)
     with META:
         # What stands behind the backbone is new to most checkpoints, and is then saved with the adapter.
@@ -166,11 +167,15 @@ def outline(
 
 
 def _of_tokens(adapted: Any, longest: int | None, length: int, usual: float | None) -> Outline:
-    """The outline of a model that reads tokens."""
+    """The outline of a model that reads tokens; of an encoder-decoder, half of them are taken to be written."""
     most = min(length, longest or length)
-    ids = torch.zeros(1, min(most, round(usual or most))).long()
+    tokens = min(most, round(usual or most))
     row = 3 * 8 * most  # with token_type_ids and attention_mask
-    return Outline(adapted, longest, f"{ids.numel()} tokens", ids.numel(), row, *_way(adapted, input_ids=ids))
+    ids = torch.zeros(1, tokens).long()
+    example = {"input_ids": ids}
+    if has_decoder(adapted):
+        example = {"input_ids": ids[:, tokens // 2 :], "decoder_input_ids": ids[:, : max(tokens // 2, 1)]}
+    return Outline(adapted, longest, f"{tokens} tokens", tokens, row, *_way(adapted, **example))
 
 
 def _way(model: Any, **example: Tensor) -> tuple[int, dict[str, int]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from retain import store
+from retain.batches import with_decoder_inputs
 from retain.commands.reopened import reopened
 from retain.nearest import did_you_mean
 from retain.task import Task, rows_of
@@ -37,7 +39,7 @@ def export(folder: Path, to: Path | None = None, task: str | None = None, consol
         raise ValueError(f"no task {task!r} has been learned; known: {', '.join(learned)}{did_you_mean(task, learned)}")
     shop.method.activate(task)
     shop.write_adapter(target)
-    difference = store.check_adapter(target, shop.model, [_probe(t) for t in shop.stream.tasks])
+    difference = store.check_adapter(target, shop.model, [_probe(shop.model, t) for t in shop.stream.tasks])
     said = f"{target}: loaded in a clean process, largest logit difference {difference:.1e}\n{_serving(target)}"
     (console or Console()).print(said, soft_wrap=True, markup=False, highlight=False)
     return difference
@@ -52,8 +54,8 @@ def _serving(folder: Path) -> str:
     return "\n".join([*lines, *(f"- {line}" for line in verdict.obstacles + verdict.remarks)])
 
 
-def _probe(task: Task) -> dict:
+def _probe(model: Any, task: Task) -> dict:
     rows, collate = rows_of(task.test, task.collate)
-    batch = dict(collate([rows[i] for i in range(min(PROBES, len(rows)))]))
+    batch = with_decoder_inputs(model, dict(collate([rows[i] for i in range(min(PROBES, len(rows)))])))
     del batch["labels"]
     return batch

@@ -9,11 +9,13 @@ from typing import Any
 
 import datasets
 from rich.console import Console
+from transformers import AutoConfig
 
 from retain import config as configuration
 from retain.files import write
 from retain.formats import COLUMNS, FormatError, format_of
 from retain.mistakes import check_task_name
+from retain.sections import LANGUAGE
 from retain.sources import DataError
 from retain.yamls import flow
 
@@ -45,7 +47,7 @@ def init(path: Path, sources: Sequence[str], model: str, method: str, console: C
     if len(kinds) > 1:
         each = ", ".join(f"{found.entry['name']}: {found.kind or 'not known'}" for found in guesses)
         raise ValueError(f"one run has tasks of one kind, and these are of several: {each}")
-    kind = kinds.pop() if kinds else "text"
+    kind = _kind(kinds.pop() if kinds else "text", model)
     text = document(kind, model, method, guesses)
     write(path, text)
     try:
@@ -58,6 +60,17 @@ def init(path: Path, sources: Sequence[str], model: str, method: str, console: C
     console.print(
         f"{path}: written. Next: [cyan]retain plan {path}[/], then [cyan]retain run {path}[/]", highlight=False
     )
+
+
+def _kind(kind: str, model: str) -> str:
+    """``kind``, or that of encoder-decoders, if the configuration of ``model`` can be had and says it is one."""
+    if kind != "causal-lm":
+        return kind
+    try:
+        decoder = AutoConfig.from_pretrained(model, trust_remote_code=False).is_encoder_decoder
+    except (OSError, ValueError):
+        return kind
+    return "seq2seq-lm" if decoder else kind
 
 
 def guess(source: str, beside: Path) -> Guess:
@@ -124,10 +137,8 @@ def _label(rows: Sequence[dict[str, Any]], text: str | None) -> str | None:
 
 def document(kind: str, model: str, method: str, guesses: Sequence[Guess]) -> str:
     """The file's text: what there is to set, with a word on each, and everything else left to its default."""
-    heads = (
-        "" if kind == "causal-lm" else "heads: {learning_rate: 5.0e-3}              # a new head starts from nothing\n"
-    )
-    rate = "2.0e-4" if kind == "causal-lm" else "1.0e-3"
+    heads = "" if kind in LANGUAGE else "heads: {learning_rate: 5.0e-3}              # a new head starts from nothing\n"
+    rate = "2.0e-4" if kind in LANGUAGE else "1.0e-3"
     tasks = "\n".join(f"  - {flow(found.entry)}" for found in guesses)
     return f"""# retain plan FILE, then retain run FILE; after a crash run it again: it continues. All keys: docs/cli.md
 model: {flow({"path": model} | ({} if kind == "text" else {"kind": kind}))}

@@ -15,7 +15,7 @@ import numpy as np
 from retain.config import RunConfig, TaskConfig, training_arguments
 from retain.data import MAX_LENGTH, check_classes
 from retain.hf import load_processor
-from retain.language import Encoder
+from retain.language import encoder_of
 from retain.sources import FORMATS, check_column, read
 
 SAMPLE = 256  # rows of a task that are read to see how long they are
@@ -65,7 +65,7 @@ def tasks_of(config: RunConfig, entry: TaskConfig, tokenizer: Any = None) -> Ite
     if not os.path.isdir(entry.path) and (entry.path not in FORMATS or "://" in files):
         yield Task(entry.name, None, None if entry.classes is None else [str(c) for c in entry.classes])
         return
-    labels, scored = config.model.kind != "causal-lm", config.evaluation.rows or "test"
+    labels, scored = not config.model.writes, config.evaluation.rows or "test"
     train, _, classes = read(entry, config.rows_seed, scored, labelled=labels)
     for i, start in enumerate(range(0, len(classes), step := entry.split_by_class or len(classes))):
         own = classes[start : start + step]
@@ -84,8 +84,11 @@ def _tokens(config: RunConfig, entry: TaskConfig, rows: datasets.Dataset, tokeni
     """
     order = np.random.default_rng(config.rows_seed).permutation(len(rows))[:SAMPLE]
     sample = rows.select(order)
-    if config.model.kind == "causal-lm":
-        encoded = Encoder(tokenizer, config.language.loss)(entry, "training", sample)["input_ids"]
+    if config.model.writes:
+        rows = encoder_of(config, tokenizer)(entry, "training", sample)
+        encoded = rows["input_ids"]
+        if config.model.kind == "seq2seq-lm":
+            encoded = [read + written for read, written in zip(encoded, rows["labels"], strict=True)]
     else:
         columns = [entry.text] if isinstance(entry.text, str) else entry.text
         for column in columns:

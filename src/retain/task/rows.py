@@ -35,7 +35,7 @@ def forward(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     kwargs = dict(batch)
     if "labels" not in kwargs:
         raise ValueError(f"a batch has no 'labels', only {', '.join(kwargs)}: name them so, or give Task a forward")
-    targets = kwargs["labels"] if _has_decoder(model) else kwargs.pop("labels")
+    targets = kwargs["labels"] if has_decoder(model) else kwargs.pop("labels")
     outputs = model(**kwargs)
     if (logits := getattr(outputs, "logits", None)) is None:
         raise ValueError(_without_logits(model, outputs))
@@ -49,12 +49,13 @@ def aligned(model: Any, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tenso
     """
     if targets.is_floating_point() and outputs.shape == (*targets.shape, 1):
         return outputs.squeeze(-1), targets
-    if outputs.dim() < 3 or getattr(model, "config", None) is None or _has_decoder(model) or not model.can_generate():
+    if outputs.dim() < 3 or getattr(model, "config", None) is None or has_decoder(model) or not model.can_generate():
         return outputs, targets
     return outputs[:, :-1], targets[:, 1:]
 
 
-def _has_decoder(model: Any) -> bool:
+def has_decoder(model: Any) -> bool:
+    """Whether ``model`` is an encoder-decoder: what it reads and what it writes are sequences of their own."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from retain import scores, tokenwise
+from retain.sections import LANGUAGE
 
 Score = Callable[[scores.Array], float]
 GUARD = "guard_rise"
@@ -133,7 +134,7 @@ NATS = Measure(
 
 def measure_of(kind: str) -> Measure:
     """The measure of streams of models of ``kind``."""
-    return NATS if kind == "causal-lm" else ACCURACY
+    return NATS if kind in LANGUAGE else ACCURACY
 
 
 def measure_in(unit: str) -> Measure:

@@ -64,7 +64,7 @@ def read(cell: Cell) -> Run:
         store.verify(stage, "scores.json")
     records = sorted((store.read_json(s / "scores.json") for s in stages), key=lambda record: record["learned"])
     names = list(records[0]["tasks"])
-    if cell.config.model.kind == "causal-lm":
+    if cell.config.model.writes:
         return Run(records, losses_per_token(records, names))
     return Run(records, columns(records, names, KINDS[cell.config.scenario][0]))
 

@@ -14,6 +14,7 @@ from retain.commands.sweep.branch import SHARED
 from retain.commands.sweep.curves import SOLE, Curve, Sweep, Value
 from retain.commands.sweep.front import Point, hypervolume, knee, pareto
 from retain.ledger import LEDGER
+from retain.sections import LANGUAGE
 
 Found = dict[str, Any]
 Kind = tuple[str, str, tuple[str, ...]]
@@ -72,7 +73,7 @@ def reached(made: Sweep, curve: Curve, value: Value) -> Point | None:
 
 
 def _kind(made: Sweep) -> Kind:
-    return NATS if made.document["model"]["kind"] == "causal-lm" else ACCURACY
+    return NATS if made.document["model"]["kind"] in LANGUAGE else ACCURACY
 
 
 def _curve(made: Sweep, curve: Curve, kind: Kind) -> Found:
