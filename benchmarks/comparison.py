@@ -6,24 +6,30 @@
 - text: five tasks of four classes, or two, of 20 Newsgroups, Reuters and film reviews on MiniLM, the task known;
 - newsgroups: 20 Newsgroups, five times four classes, on MiniLM, the task unknown (class-incremental);
 - fashion: Fashion-MNIST, five times two classes, on DINOv2 ViT-S/14 at 42 pixels, the task unknown. It needs
-  `scripts/fetch_optional_data.sh fashion-mnist` and `pip install onnx`.
+  `scripts/fetch_optional_data.sh fashion-mnist` and `pip install onnx`;
+- pictures: digits and clothes, ten times two classes, on the same in bfloat16, the task unknown, with ten times the
+  rows: for a GPU. It needs `mnist`, too;
+- language: newswire, film reviews and Python on SmolLM2-135M in bfloat16, its replies guarded: for a GPU. It needs
+  `smollm2`.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-from torch import Tensor
+import torch
 
-from benchmarks import dinov2
+from benchmarks import dinov2, language
 from benchmarks.streams import CACHE, images
 from retain import yamls
 from retain.commands.corpora import corpus
 from retain.commands.demo import minilm, stream
 
+SPLITS = {"train": "train", "test": "t10k"}  # and what the files call them
 ROWS = {"max_train": 150, "max_test": 300}
 SIDE = 42
 KEYS_AND_VALUES = r".*\.(k_proj|v_proj|key|value)"  # by either name that transformers has had for them
@@ -57,7 +63,7 @@ def newsgroups() -> dict[str, Any]:
 
 def fashion() -> dict[str, Any]:
     """Class-incremental: clothes, in pairs."""
-    files = {split: str(_pictures(name)) for split, name in (("train", "train"), ("test", "t10k"))}
+    files = {split: str(_pictures(["fashion-mnist"], split, 6000)) for split in SPLITS}
     every = {"name": "fashion", "path": "parquet", "data_files": files, "split_by_class": 2}
     return stream() | {
         "model": {"path": str(dinov2.folder(SIDE)), "kind": "image"},
@@ -69,32 +75,65 @@ def fashion() -> dict[str, Any]:
     }
 
 
-STREAMS = {"text": text, "newsgroups": newsgroups, "fashion": fashion}
+def pictures() -> dict[str, Any]:
+    """Class-incremental: digits, then clothes, in pairs."""
+    files = {split: str(_pictures(["mnist", "fashion-mnist"], split, 1000)) for split in SPLITS}
+    every = {"name": "pictures", "path": "parquet", "data_files": files, "split_by_class": 2}
+    training = {"learning_rate": 1e-3, "num_train_epochs": 2, "per_device_train_batch_size": 32, "bf16": True}
+    return fashion() | {
+        "model": {"path": str(dinov2.folder(SIDE)), "kind": "image", "dtype": "bfloat16"},
+        "training": training,
+        "tasks": [every | {"max_train": 1500, "max_test": 400}],
+    }
+
+
+def text_of_all_kinds() -> dict[str, Any]:
+    """Texts of a language model, without a task to tell: the losses are those of tokens."""
+    document = language.stream(CACHE / "language-benchmark", 0, "large", "replies")
+    rows = {"max_train": 256, "max_test": 96}
+    return document | {
+        "model": document["model"] | {"dtype": "bfloat16"},
+        "training": document["training"] | {"bf16": True},
+        "guard": document["guard"] | rows,
+        "tasks": [task | rows for task in document["tasks"]],
+    }
+
+
+STREAMS = {
+    "text": text,
+    "newsgroups": newsgroups,
+    "fashion": fashion,
+    "pictures": pictures,
+    "language": text_of_all_kinds,
+}
+SMALL = ("text", "newsgroups", "fashion")  # what two cores can do
 
 
 def _files(source: str) -> dict[str, str]:
     return {split: str(corpus(source) / f"{split}.jsonl") for split in ("train", "test")}
 
 
-def _pictures(split: str) -> Path:
-    """Fashion-MNIST as a Parquet file with columns image and label."""
-    path = CACHE / "fashion-mnist" / f"{split}.parquet"
+def _pictures(sources: Sequence[str], split: str, most: int) -> Path:
+    """``most`` rows of each class of ``sources`` as a Parquet file with columns image and label."""
+    path = CACHE / sources[-1] / f"{'-'.join(sources)}-{split}-{most}.parquet"
     if not path.exists():
-        x, y = images("fashion-mnist", split)
         features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-        rows = datasets.Dataset.from_generator(_rows, features, gen_kwargs={"x": x, "y": y})
-        rows.to_parquet(str(path))
+        given = {"sources": sources, "split": SPLITS[split], "most": most}
+        datasets.Dataset.from_generator(_rows, features, gen_kwargs=given).to_parquet(str(path))
     return path
 
 
-def _rows(x: Tensor, y: Tensor) -> Any:
-    for pixels, label in zip(((x[:, 0] + 1) * 127.5).round().byte().numpy(), y.tolist(), strict=True):
-        yield {"image": pixels, "label": label}
+def _rows(sources: Sequence[str], split: str, most: int) -> Any:
+    for number, source in enumerate(sources):
+        x, y = images(source, split)
+        kept = torch.cat([(y == label).nonzero()[:most, 0] for label in range(10)]).sort().values
+        for pixels, label in zip(((x[kept, 0] + 1) * 127.5).round().byte().numpy(), y[kept].tolist(), strict=True):
+            yield {"image": pixels, "label": label + 10 * number}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
+    parser.add_argument("--streams", nargs="+", default=list(SMALL), choices=list(STREAMS))
     parser.add_argument("--to", type=Path, default=Path("runs/comparison"))
     options = parser.parse_args()
     for name in options.streams:

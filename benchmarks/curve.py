@@ -1,10 +1,11 @@
 """``strength: auto`` beside the best of a sweep that was chosen on validation rows, and budgets beside what they cost.
 
     OMP_NUM_THREADS=1 python -m benchmarks.curve --seeds 3 --again 3
+    python -m benchmarks.curve --stream language --train 256 --test 96 --jobs 10      # on a GPU
 
 EWC-LoRA on a stream of ``benchmarks.comparison``, with few rows. Nine strengths are swept on validation rows; that of
-the highest final average accuracy there, ``auto``, plain training and budgets are then run and scored on test rows, and
-compared with paired intervals; of budgets also what each boundary cost. One run at a time.
+the best final score there (accuracy, or nats a token), ``auto``, plain training and budgets are then run and scored on
+test rows, and compared with paired intervals; of budgets also what each boundary cost.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from benchmarks.comparison import STREAMS
 from retain import config as configuration
 from retain.commands.compare import compare
+from retain.commands.compare.measure import NATS
 from retain.commands.sweep import sweep
 
 AUTO, PLAIN = "ewc-lora:strength=auto", "sequential"
@@ -29,12 +31,13 @@ JUDGED = 0.25  # of a budget: what was measured with a larger standard error doe
 
 def measured(document: dict[str, Any], folder: Path, budgets: Sequence[float], **numbers: int) -> dict[str, Any]:
     """The sweep of so many ``points`` under ``seeds``, what it chooses, and the comparison on test rows, ``again``."""
-    options: dict[str, Any] = {"jobs": 1}
+    options: dict[str, Any] = {"jobs": numbers["jobs"]}
     apart = configuration.parse(document | {"evaluation": {"rows": "validation"}})
     counts = {key: numbers[key] for key in ("points", "seeds")}
     sweep(apart, ["ewc-lora"], **counts, output=folder / "validation", **options)
     swept = json.loads((folder / "validation" / "sweep.json").read_text())
-    best = max(swept["curves"]["ewc-lora"]["points"], key=lambda point: point["final"]["mean"])
+    better = min if swept["unit"] == NATS.unit else max
+    best = better(swept["curves"]["ewc-lora"]["points"], key=lambda point: point["final"]["mean"])
     chosen = f"ewc-lora:strength={best['value']:g}"
     asked = [chosen, AUTO, PLAIN, *map(limited, budgets)]
     options |= {"seeds": numbers["again"], "tries": 1, "against": chosen, "output": folder / "test"}
@@ -79,6 +82,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=9)
     parser.add_argument("--seeds", type=int, default=3, help="of the sweep")
     parser.add_argument("--again", type=int, default=3, help="seeds of the comparison on test rows")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--budgets", type=float, nargs="*", default=[0.05, 0.2, 0.5], help="nats")
     parser.add_argument("--folder", type=Path, default=Path("runs/curve"))
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/curve.json"))
@@ -86,7 +90,7 @@ def main() -> None:
     rows, folder = {"max_train": options.train, "max_test": options.test}, options.folder / options.stream
     document = STREAMS[options.stream]() | {"output": str(folder / "run")}
     document["tasks"] = [task | rows for task in document["tasks"]]
-    numbers = {"points": options.points, "seeds": options.seeds, "again": options.again}
+    numbers = {key: getattr(options, key) for key in ("points", "seeds", "again", "jobs")}
     content = {"stream": options.stream, "rows": rows} | measured(document, folder, options.budgets, **numbers)
     options.to.write_text(json.dumps(content, indent=1) + "\n")
 
