@@ -87,7 +87,8 @@ def log_likelihoods(
     """
     found, targets = (outputs or outputs_of)(model, row)
     if isinstance(task.loss, SquaredError):
-        yield from _gaussian(found[0], targets[0], labels, draws)
+        own = found[0] if task.loss.groups is None else found[0][task.loss.groups == task.loss.group][0]
+        yield from _gaussian(own, targets[0], labels, draws)
     else:
         yield from _categorical(found[0], targets[0], labels, draws, task, temperature)
 

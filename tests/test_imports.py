@@ -14,6 +14,7 @@ LONGEST_FILE = 300
 FLOORS = (
     {
         "linalg",
+        "metrics",
         "scores",
         "paired",
         "task",

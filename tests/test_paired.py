@@ -77,10 +77,12 @@ def test_shapes_are_refused(shape: tuple) -> None:
 def test_what_was_lost_is_paired_by_row() -> None:
     rng = np.random.default_rng(0)
     then = rng.uniform(1, 5, 40)
-    assert paired.lost(then, then - 0.25, relative=False) == pytest.approx((0.25,) * 3)  # no noise, however rows differ
-    assert paired.lost(then, 0.9 * then, relative=True) == pytest.approx((0.1,) * 3)
+    assert paired.lost([then, then - 0.25], relative=False) == pytest.approx(
+        (0.25,) * 3
+    )  # no noise, however rows differ
+    assert paired.lost([then, 0.9 * then], relative=True) == pytest.approx((0.1,) * 3)
     now = then - rng.normal(0.2, 1, 40)
-    fall, low, high = paired.lost(then, now, relative=False, replicates=4000)
+    fall, low, high = paired.lost([then, now], relative=False, replicates=4000)
     error = (then - now).std() / 40**0.5
     assert fall == pytest.approx((then - now).mean())
     assert (low, high) == pytest.approx((fall - 1.96 * error, fall + 1.96 * error), abs=0.15 * error)

@@ -84,6 +84,13 @@ def sentences(at: Path, *columns: str, label: str = "label", **more: str) -> dic
     return table(at, rows, datasets.Features({**texts, label: classes, "idx": datasets.Value("int64")}))
 
 
+def similarities(at: Path) -> dict[str, Any]:
+    rows = [{"sentence1": WORDS[i % 4], "sentence2": WORDS[i % 3], "label": i % 6 * 0.8, "idx": i} for i in range(24)]
+    texts = {c: datasets.Value("string") for c in ("sentence1", "sentence2")}
+    numbers = {"label": datasets.Value("float32"), "idx": datasets.Value("int32")}
+    return table(at, rows, datasets.Features(texts | numbers))
+
+
 def prepared(at: Path, name: str, rows: list[dict[str, Any]] | datasets.Dataset) -> dict[str, Any]:
     """What the script makes of ``rows``, which are of the form that their source has; its part ``at.name``."""
     at.mkdir(parents=True, exist_ok=True)
@@ -116,6 +123,7 @@ DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "clothes": lambda at: table_of_pictures(at, "image", "label", 10),
     "cola": lambda at: sentences(at, "sentence"),
     "mrpc": lambda at: sentences(at, "sentence1", "sentence2"),
+    "stsb": similarities,
     "rte": lambda at: sentences(at, "sentence1", "sentence2"),
     "qnli": lambda at: sentences(at, "question", "sentence"),
     "sst2": lambda at: sentences(at, "sentence"),

@@ -149,3 +149,9 @@ def chosen(keys: Tensor, cells: Tensor, count: int) -> Tensor:
         mine = order[cells[order] == cell]
         turn[mine] = torch.arange(len(mine))
     return order[turn[order].argsort(stable=True)][:count].sort().values
+
+
+def widened(outputs: Tensor, count: int) -> Tensor:
+    """``outputs`` (n, C), or numbers (n,) of a model with one, as those of ``count``: what is new stands at -inf."""
+    known = outputs.reshape(len(outputs), -1)
+    return outputs if count == known.shape[1] else F.pad(known, (0, count - known.shape[1]), value=float("-inf"))

@@ -58,7 +58,7 @@ def shares_lost(
     """
     lost, variance, scored = 0.0, 0.0, False
     for name, weight in remembered.items():
-        if name in before and (had := before[name].mean()):
+        if name in before and (had := before[name].mean()) > 0:
             shares, scored = (before[name] - after[name]) / had, True
             error = max(shares.std() / len(shares) ** 0.5, 1 / (len(shares) * had))
             lost, variance = lost + weight * shares.mean(), variance + (weight * error) ** 2

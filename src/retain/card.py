@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from retain.metrics import TITLES
+from retain.results import score_of
 from retain.units import human
 from retain.yamls import flow
 
@@ -14,9 +16,10 @@ TAGS = "tags: [lora, continual-learning, retain]\n"
 def card(readme: str, results: Mapping[str, Any]) -> str:
     """``readme``, which says how to load the adapter, with the scores, storage and provenance of ``results``."""
     nats = results.get("nats_per_token")
-    found, unit = (nats, "nats a token, lower is better") if nats else (results["accuracy"], "accuracy")
-    matrix, names = found["matrix"], results["tasks"]
-    rows = [_row(name, i, matrix) for i, name in enumerate(names)]
+    found, unit = (nats, "nats a token, lower is better") if nats else score_of(results)
+    matrix, names, metrics = found["matrix"], results["tasks"], results.get("metric", {})
+    titles = [f"{name}: {TITLES[metrics[name]]}" if unit == "score" else name for name in names]
+    rows = [_row(title, i, matrix) for i, title in enumerate(titles)]
     for metric, asked in results.get("metrics", {}).items():
         there = [i for i in range(len(names)) if asked["matrix"][-1][i] is not None]
         rows += [_row(f"{names[i]}: {metric}, higher is better", i, asked["matrix"]) for i in there]

@@ -26,6 +26,7 @@ from retain.sections import (
     Text,
     check_guard,
     check_keywords,
+    check_metrics,
     check_scored,
     check_task_kind,
     checked_training,
@@ -53,7 +54,7 @@ class RunConfig(Section):
     tasks: Annotated[list[TaskConfig], Field(min_length=1)]
     guard: GuardConfig | None = None
     not_finite: Literal["stop", "skip"] | None = None
-    scenario: Literal["task", "class", "domain"] = "task"
+    scenario: Literal["task", "class", "domain"] = Field(default="task", validate_default=True)
     state: Text | None = None
     output: Text = "runs/run"
     seed: Seed = 0
@@ -101,6 +102,10 @@ class RunConfig(Section):
     @field_validator("heads", "scenario", "language")
     @classmethod
     def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        from retain.methods import method_named
+
+        if info.field_name == "scenario" and {"tasks", "method"} <= info.data.keys():
+            check_metrics(value, info.data["tasks"], cumulative=method_named(info.data["method"]["name"]).cumulative)
         model, language = info.data.get("model"), info.field_name == "language"
         if model is None or value == cls.model_fields[str(info.field_name)].default:
             return value
@@ -120,8 +125,8 @@ class RunConfig(Section):
                 check_task_kind(task, info.data["model"].kind)
             except ValueError as error:
                 raise Within(str(number), error) from None
-        if "model" in info.data and info.data["model"].writes:
-            check_scored(info.data.get("method", {}).get("strength"), tasks)
+        if "model" in info.data:
+            check_scored(info.data.get("method", {}).get("strength"), tasks, info.data["model"].kind)
         return tasks
 
     @field_validator("guard")

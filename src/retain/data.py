@@ -17,8 +17,9 @@ from transformers import DataCollatorWithPadding, default_data_collator
 from retain.answers import Asked
 from retain.artefact import origin
 from retain.language import language_tasks
-from retain.sources import DataError, Split, check_column, natural, progress, read
-from retain.task import CrossEntropy, Task
+from retain.metrics import OF_NUMBERS
+from retain.sources import DataError, Split, check_column, natural, numbers, progress, read
+from retain.task import CrossEntropy, SquaredError, Task
 
 if TYPE_CHECKING:
     from retain.config import RunConfig, TaskConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["DataError", "Stream", "load_stream"]
 
 MAX_LENGTH = 512  # tokens, unless a task says otherwise
+NUMBER = "number"  # the one output of a regression
 LONG = 20_000  # rows from which on a progress bar is worth its line
 
 
@@ -35,7 +37,8 @@ class Stream:
 
     Attributes:
         tasks: rows are data sets with the model's columns and ``labels``, the global id of the class.
-        labels: class names of each task; in a domain-incremental stream the one list that all share; none of tokens.
+        labels: class names of each task, of a regression ``NUMBER``; in a domain-incremental stream the one list that
+            all share; none of tokens.
         groups: (C,) number of the task that owns each global class; None if all share them.
         guard: rows on which the untouched model is good; None if none are named.
         asked: of tasks by name, what a language model is asked on their test rows.
@@ -48,6 +51,11 @@ class Stream:
     guard: Task | None = None
     asked: Mapping[str, Asked] = field(default_factory=dict)
     before: list[list[str]] = field(default_factory=list)
+
+    @property
+    def guessed(self) -> bool:
+        """Whether it is worth asking which task a row is of: numbers are no classes to be chosen among."""
+        return not any(task.metric in OF_NUMBERS for task in self.tasks) or self.groups is None
 
     @property
     def sizes(self) -> list[int]:
@@ -87,19 +95,26 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
     else:
         sizes = torch.tensor([len(own) for own in (*before, *labels)])
         groups = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-    for name, own in zip(names, labels, strict=True):
-        check_classes(name, own)
-    encode = _Images(processor) if config.model.kind == "image" else _Texts(processor)
-    loss, tasks = CrossEntropy(groups), []
-    start = sum(map(len, before)) if groups is not None else 0
     for piece, own in zip(pieces, labels, strict=True):
+        if not piece.entry.is_regression:
+            check_classes(piece.name, own)
+    encode = _Images(processor) if config.model.kind == "image" else _Texts(processor)
+    tasks, start = [], sum(map(len, before)) if groups is not None else 0
+    for number, (piece, own) in enumerate(zip(pieces, labels, strict=True), len(before)):
         ids = {name: start + i for i, name in enumerate(own)}
         start += len(own) if groups is not None else 0
-        train, test = (
-            encode(piece, split.rows, np.array([ids[n] for n in split.names])) for split in (piece.train, piece.test)
-        )
-        tasks.append(Task(piece.name, train, test, loss, encode.collate, known=config.scenario != "class"))
+        train, test = (encode(piece, split.rows, _targets(piece, split, ids)) for split in (piece.train, piece.test))
+        loss = SquaredError(groups, number) if piece.entry.is_regression else CrossEntropy(groups)
+        known, metric = config.scenario != "class", piece.entry.metric or "accuracy"
+        tasks.append(Task(piece.name, train, test, loss, encode.collate, known=known, metric=metric))
     return Stream(tasks, labels, groups, before=before)
+
+
+def _targets(piece: _Piece, split: Split, ids: Mapping[str, int]) -> np.ndarray:
+    """What the rows (n,) of a piece are to be: numbers, or the ids of their classes."""
+    if piece.entry.is_regression:
+        return numbers(piece.entry, split.rows)
+    return np.array([ids[name] for name in split.names])
 
 
 def check_classes(task: str, classes: list[str]) -> None:
@@ -119,7 +134,11 @@ def _check_names(names: list[str], earlier: list[str]) -> None:
 def _pieces(entry: TaskConfig, config: RunConfig) -> Iterator[_Piece]:
     """The tasks that an entry becomes: one, or one for every ``split_by_class`` classes."""
     seed, scored = config.rows_seed, config.evaluation.rows or "test"
-    train, test, classes = read(entry, seed, scored)
+    train, test, classes = read(entry, seed, scored, labelled=not entry.is_regression)
+    if entry.is_regression:
+        own_train, own_test = train.at_most(entry.max_train, seed), test.at_most(entry.max_test, seed)
+        yield _Piece(entry.name, entry, [NUMBER], own_train, own_test)
+        return
     step = entry.split_by_class or len(classes)
     for i, start in enumerate(range(0, len(classes), step)):
         name, own = f"{entry.name}-{i}" if entry.split_by_class else entry.name, classes[start : start + step]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from retain.method import Method
-from retain.task import IGNORED, Task, evaluating, on_device, rows_of
+from retain.metrics import Metric
+from retain.task import IGNORED, SquaredError, Task, evaluating, on_device, rows_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Score:
         losses: the loss of each row (n,), whose mean ``loss`` is. None if it was not kept.
         tokens: the number of target tokens of each row (n,), that its loss is a sum over. None if not sequences.
         answers: how good what the model answers is, for each row (n,), by metric (``answers.answers``).
+        metric: the task's own.
+        said: the class or number (n,) for each row, of tasks whose metric is none of single rows: not accuracy.
+        wanted: the right one (n,).
     """
 
     n: int
@@ -37,6 +41,9 @@ class Score:
     losses: Tensor | None = None
     tokens: Tensor | None = None
     answers: Mapping[str, Tensor] = field(default_factory=dict)
+    metric: Metric = "accuracy"
+    said: Tensor | None = None
+    wanted: Tensor | None = None
 
 
 @torch.no_grad()
@@ -57,7 +64,8 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
         raise ValueError(f"task {task.name!r} has no test rows")
     device = next(model.parameters()).device
     groups: Tensor | None = getattr(task.loss, "groups", None)
-    parts: dict[str, list[Tensor]] = {"loss": [], "correct": [], "unknown": [], "found": [], "tokens": []}
+    names = ("loss", "correct", "unknown", "found", "tokens", "said", "wanted")
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
     with evaluating(model):
         for raw in _test_batches(task, batch_size):
             outputs, targets = task.forward(model, on_device(raw, device))
@@ -67,10 +75,18 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
             if outputs.dim() == 2 and not targets.is_floating_point():
                 own = outputs if groups is None else task.loss.restrict(outputs, targets)  # type: ignore[attr-defined]
                 parts["correct"].append((own.argmax(-1) == targets).cpu())
+                parts["said"].append(own.argmax(-1).cpu())
                 if groups is not None:
                     winner = _among(outputs, _owned(groups.to(device), seen))
                     parts["unknown"].append((winner == targets).cpu())
                     parts["found"].append(_of_one_task(groups.to(device), winner, targets))
+            elif isinstance(task.loss, SquaredError) and targets.dim() == 1:
+                parts["said"].append(task.loss.own(outputs, targets).double().cpu())
+            parts["wanted"].append(targets.cpu())
+    if task.metric == "accuracy":
+        parts |= {"said": [], "wanted": []}
+    elif not parts["said"]:
+        raise ValueError(f"task {task.name!r}: {task.metric} is of one class or number for each row")
     whole = {name: torch.cat(tensors) if tensors else None for name, tensors in parts.items()}
     loss = torch.cat(parts["loss"])
     if not loss.isfinite().all():
@@ -79,7 +95,8 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
             "use a wider dtype"
         )
     kinds = whole["correct"], whole["unknown"], whole["found"]
-    return Score(len(loss), float(loss.mean()), *kinds, loss, whole["tokens"])
+    told: Any = {"metric": task.metric, "said": whole["said"], "wanted": whole["wanted"]}
+    return Score(len(loss), float(loss.mean()), *kinds, loss, whole["tokens"], **told)
 
 
 @torch.no_grad()
@@ -94,7 +111,7 @@ def evaluate_unsaid(
     """
     device = next(method.model.parameters()).device
     groups: Tensor | None = getattr(task.loss, "groups", None)
-    losses, right, found = [], [], []
+    losses, right, found, said = [], [], [], []
     for raw in _test_batches(task, batch_size):
         batch = on_device(raw, device)
         names = None
@@ -103,7 +120,11 @@ def evaluate_unsaid(
         with evaluating(method.model):
             outputs, targets = _answered(method, task, batch, names)
         losses.append(task.loss.nll(outputs, targets).double().cpu())
+        if isinstance(task.loss, SquaredError):
+            said.append(task.loss.own(outputs, targets).double().cpu())
+            continue
         winner = outputs.argmax(-1)
+        said.append(winner.cpu())
         if groups is not None:
             here = groups.to(device)
             allowed = (
@@ -114,8 +135,9 @@ def evaluate_unsaid(
         right.append((winner == targets).cpu())
     if groups is not None:
         return replace(score, correct_unknown=torch.cat(right), task_found=torch.cat(found))
-    loss = torch.cat(losses)
-    return replace(score, loss=float(loss.mean()), losses=loss, correct=torch.cat(right))
+    loss, told = torch.cat(losses), None if score.said is None else torch.cat(said)
+    correct = torch.cat(right) if right else None
+    return replace(score, loss=float(loss.mean()), losses=loss, correct=correct, said=told)
 
 
 def _answered(method: Method, task: Task, batch: Any, names: Sequence[str] | None) -> tuple[Tensor, Tensor]:

@@ -84,7 +84,7 @@ def risen(then: Entry, now: Entry) -> tuple[float, float, float]:
 
     The interval is that of the difference of two ratios, by their linear expansion in the rows (``tokenwise.linear``).
     """
-    return lost(-rows_of(then), -rows_of(now), relative=False)
+    return lost(-np.stack([rows_of(then), rows_of(now)]), relative=False)
 
 
 def rows_of(entry: Entry) -> np.ndarray:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from retain.scores import Array, Scores, resample
+from retain.metrics import Answered
+from retain.scores import Array, Column, matrix_of, resample
 
 
-def resampled(runs: Sequence[Sequence[Scores]], *, replicates: int = 1000, seed: int = 0) -> Array:
+def resampled(runs: Sequence[Sequence[Column]], *, replicates: int = 1000, seed: int = 0) -> Array:
     """Score matrices (S, R, T+1, T) of R resampled test sets, the same draws in all S runs of one stream.
 
     Two calls with the same numbers of rows and the same ``seed`` draw the same rows, so that methods are paired.
@@ -55,21 +56,28 @@ def interval(differences: ArrayLike, *, level: float = 0.95, seed: int = 0) -> t
 
 
 def lost(
-    then: ArrayLike, now: ArrayLike, *, relative: bool, level: float = 0.95, replicates: int = 1000, seed: int = 0
+    rows: Column, *, relative: bool, level: float = 0.95, replicates: int = 1000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """How far the mean of ``now`` lies below that of ``then``, both (n,) scores of the same rows, and its interval.
+    """How far the score of a task has fallen from the first to the second of two stages, and its interval.
 
-    Percentile interval over rows, drawn in pairs; it says nothing of other seeds. ``relative``: as a share of the mean
-    of ``then``, NaN where that is not positive in some draw.
+    Percentile interval over rows, drawn in pairs; it says nothing of other seeds. ``relative``: as a share of the
+    first score, NaN where that is not positive in some draw; of an error that is negated, as a share of the error.
+
+    Args:
+        rows: (2, n) values whose means are the scores, then and now, or what was answered to n rows.
+        relative: as above.
+        level: share of the replicates inside the interval.
+        replicates: resampled test sets.
+        seed: of the draws.
 
     Returns:
         (loss, low, high).
     """
-    rows = np.stack([np.asarray(then, dtype=np.float64), np.asarray(now, dtype=np.float64)])
-    means = resample([rows], replicates=replicates, seed=seed)[:, :, 0]
-    means = np.concatenate([rows.mean(1)[None], means])
-    fall = means[:, 0] - means[:, 1]
+    drawn = resample([rows], replicates=replicates, seed=seed)[:, :, 0]
+    found = np.concatenate([matrix_of([rows]).T, drawn])
+    fall = found[:, 0] - found[:, 1]
     if relative:
-        fall = fall / np.where(means[:, 0] > 0, means[:, 0], np.nan)
+        whole = -found[:, 0] if isinstance(rows, Answered) and rows.is_error else found[:, 0]
+        fall = fall / np.where(whole > 0, whole, np.nan)
     low, high = np.quantile(fall[1:], [(1 - level) / 2, (1 + level) / 2])
     return float(fall[0]), float(low), float(high)

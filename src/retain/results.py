@@ -15,6 +15,7 @@ from retain.config import RunConfig
 from retain.data import Stream
 from retain.evaluate import Score
 from retain.guard import guarded
+from retain.metrics import OF_NUMBERS, Answered, Array, unit
 from retain.task import Task
 from retain.tokenwise import headline as tokenwise_headline
 from retain.tokenwise import tokenwise
@@ -44,7 +45,14 @@ def record(number: int, found: Mapping[str, Score], guard: Task | None = None) -
 
 def _entry(score: Score) -> dict[str, Any]:
     outcomes = {key: _bits(value) for key, value in _outcomes(score).items() if value is not None}
-    return {"rows": score.n, "loss": score.loss} | outcomes | _of_tokens(score)
+    return {"rows": score.n, "loss": score.loss} | outcomes | _of_metric(score) | _of_tokens(score)
+
+
+def _of_metric(score: Score) -> dict[str, Any]:
+    if score.said is None or score.wanted is None:
+        return {}
+    said, wanted = ([float(f"{value:.7g}") for value in values.tolist()] for values in (score.said, score.wanted))
+    return {"metric": score.metric, "said": said, "wanted": wanted}
 
 
 def _of_tokens(score: Score) -> dict[str, Any]:
@@ -64,13 +72,15 @@ def row_losses(found: Mapping[str, Score]) -> dict[str, Tensor]:
 
 
 def row_scores(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """What each test row scored in [0, 1], the task known, by task; of a language model by the first of its metrics.
+    """What each test row scored, the task known, by task; of a language model by the first of its metrics.
 
-    ``entries`` are the "tasks" of a record; those without scores are left out.
+    Their mean is the task's score. ``entries`` are the "tasks" of a record; those without scores are left out.
     """
     found = {}
     for name, entry in entries.items():
-        if "known" in entry:
+        if "metric" in entry:
+            found[name] = answered([entry]).rows()[0]
+        elif "known" in entry:
             found[name] = np.array([int(bit) for bit in entry["known"]], dtype=float)
         elif "answers" in entry:
             found[name] = np.array(next(iter(entry["answers"].values())))
@@ -81,8 +91,9 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
     """Everything that ``results.json`` holds, from the records of all stages.
 
     ``accuracy`` is measured as the scenario says: the task known (task-incremental), unknown (class-incremental),
-    or of no matter (domain-incremental). The first two are both reported. Of a language model there are
-    ``nats_per_token`` instead, and ``guard`` if there is one.
+    or of no matter (domain-incremental). The first two are both reported. Where a task has another metric it is
+    ``score``, and ``metric`` says each task's; a number is no class to be chosen among, so that with regressions the
+    task is known. Of a language model there are ``nats_per_token`` instead, and ``guard`` if there is one.
     """
     names = [task.name for task in stream.tasks]
     rows = np.array([records[-1]["tasks"][name]["rows"] for name in names])
@@ -99,7 +110,7 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
         if "guard" in records[0]:
             summary["guard"] = guarded(records, len(names))
     else:
-        summary |= _accuracies(records, names, KINDS[config.scenario], rows)
+        summary |= _scores(records, names, KINDS[config.scenario], rows)
     summary["loss"] = {"matrix": _rounded(_loss(records, names)), "unit": "nats per example"}
     summary["calibration"] = [
         {"after": r["learned"], **r["calibration"]} for r in records if r.get("calibration") is not None
@@ -112,30 +123,61 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
     return summary
 
 
-def _accuracies(
+def _scores(
     records: Sequence[Mapping[str, Any]], names: Sequence[str], kinds: Sequence[str], rows: np.ndarray
 ) -> dict[str, Any]:
-    found = {"accuracy": _scored(records, names, kinds[0], rows)}
-    for kind in kinds[1:]:
-        found[f"accuracy_task_{kind}"] = _scored(records, names, kind, rows)
-    if len(kinds) > 1:
-        found["task_found"] = {"matrix": _rounded(_matrix(columns(records, names, "task_found")))}
+    metrics = metrics_of(records[-1]["tasks"])
+    own = _scored(columns(records, names, kinds[0]), rows)
+    found: dict[str, Any] = (
+        {"score": own, "metric": metrics} if {*metrics.values()} - {"accuracy"} else {"accuracy": own}
+    )
+    for kind in () if {*metrics.values()} & {*OF_NUMBERS} else kinds[1:]:
+        found[f"accuracy_task_{kind}"] = _scored(columns(records, names, kind), rows)
+        found["task_found"] = {"matrix": _rounded(scores.matrix_of(columns(records, names, "task_found")))}
     return found
 
 
-def columns(records: Sequence[Mapping[str, Any]], names: Sequence[str], kind: str) -> list[np.ndarray]:
+def metrics_of(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What each task is scored by; ``entries`` are the "tasks" of a record."""
+    return {name: entry.get("metric", "accuracy") for name, entry in entries.items()}
+
+
+def score_of(results: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Matrix, scores and intervals of what ``results`` hold but for language models, and what a score is, in words."""
+    if "accuracy" in results:
+        return results["accuracy"], unit(["accuracy"])
+    return results["score"], unit(results["metric"].values())
+
+
+def columns(records: Sequence[Mapping[str, Any]], names: Sequence[str], kind: str) -> list[Array | Answered]:
     """Per task the outcomes (T+1, rows) of its test rows after every stage; NaN where nothing was measured.
 
     ``records`` are those of all stages, ``kind`` is one of ``KINDS``. A task that was added to a run is not measured
-    before.
+    before. With the task known, the metric of the task counts.
     """
-    found = []
+    found: list[Array | Answered] = []
     for name in names:
-        column = np.full((len(names) + 1, records[-1]["tasks"][name]["rows"]), np.nan)
-        for entry in (entry for entry in records if name in entry["tasks"]):
-            column[entry["learned"]] = [int(bit) for bit in entry["tasks"][name][kind]]
-        found.append(column)
+        last = records[-1]["tasks"][name]
+        asked = kind == "known" and "metric" in last
+        column = np.full((len(names) + 1, last["rows"]), np.nan)
+        for record in (record for record in records if name in record["tasks"]):
+            entry = record["tasks"][name]
+            column[record["learned"]] = entry["said"] if asked else [int(bit) for bit in entry[kind]]
+        found.append(Answered(last["metric"], column, np.array(last["wanted"])) if asked else column)
     return found
+
+
+def answered(entries: Sequence[Mapping[str, Any]]) -> Answered:
+    """What was said to the test rows of one task, whose ``entries`` in S records have a metric."""
+    said = np.array([entry["said"] for entry in entries], dtype=float)
+    return Answered(entries[0]["metric"], said, np.array(entries[0]["wanted"], dtype=float))
+
+
+def score_in(entry: Mapping[str, Any], kind: str) -> float:
+    """What a task scored, by its entry in a record; ``kind`` is one of ``KINDS``."""
+    if kind == "known" and "metric" in entry:
+        return float(answered([entry]).scores()[0])
+    return entry[kind].count("1") / len(entry[kind])
 
 
 def headline(name: str, records: Sequence[Mapping[str, Any]], scenario: str) -> str:
@@ -143,7 +185,7 @@ def headline(name: str, records: Sequence[Mapping[str, Any]], scenario: str) -> 
     line = (
         tokenwise_headline(name, records)
         if "tokens" in next(iter(records[0]["tasks"].values()))
-        else _accuracy_headline(name, records, KINDS[scenario][0])
+        else _score_headline(name, records, KINDS[scenario][0])
     )
     if found := records[-1].get("calibration"):
         many = " (summed)" if len(found["tasks"]) > 1 else ""
@@ -151,32 +193,28 @@ def headline(name: str, records: Sequence[Mapping[str, Any]], scenario: str) -> 
     return line
 
 
-def _accuracy_headline(name: str, records: Sequence[Mapping[str, Any]], kind: str) -> str:
-    last = {task: _mean(entry[kind]) for task, entry in records[-1]["tasks"].items()}
+def _score_headline(name: str, records: Sequence[Mapping[str, Any]], kind: str) -> str:
+    last = {task: score_in(entry, kind) for task, entry in records[-1]["tasks"].items()}
     learned = list(last)[: records[-1]["learned"]]
     if not learned:
-        return f"[dim]{name}:[/] accuracy " + " ".join(f"{a:.3f}" for a in last.values())
+        what = unit(metrics_of(records[-1]["tasks"]).values())
+        return f"[dim]{name}:[/] {what} " + " ".join(f"{a:.3f}" for a in last.values())
     line = f"[bold]{name}[/] learned: {last[learned[-1]]:.3f}"
     if len(learned) > 1 and len(records) == records[-1]["learned"] + 1:
-        before = [_mean(records[i + 1]["tasks"][task][kind]) for i, task in enumerate(learned[:-1])]
+        before = [score_in(records[i + 1]["tasks"][task], kind) for i, task in enumerate(learned[:-1])]
         now = [last[task] for task in learned[:-1]]
         line += f"; the {len(now)} before: {np.mean(now):.3f} ({np.mean(now) - np.mean(before):+.3f} since learned)"
     return line
 
 
-def _scored(records: Sequence[Mapping[str, Any]], names: Sequence[str], kind: str, rows: np.ndarray) -> dict[str, Any]:
-    outcomes = columns(records, names, kind)
-    matrix = _matrix(outcomes)
+def _scored(outcomes: Sequence[Array | Answered], rows: np.ndarray) -> dict[str, Any]:
+    matrix = scores.matrix_of(outcomes)
     intervals = {name: scores.bootstrap(outcomes, score) for name, score in INTERVALS.items()}
     return {
         "matrix": _rounded(matrix),
         "scores": {name: _number(value) for name, value in scores.summary(matrix, n=rows).items()},
         "intervals_95": {name: [_number(x) for x in pair] for name, pair in intervals.items()},
     }
-
-
-def _matrix(outcomes: Sequence[np.ndarray]) -> np.ndarray:
-    return np.stack([column.mean(1) for column in outcomes], axis=1)
 
 
 def _loss(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> np.ndarray:
@@ -200,10 +238,6 @@ def _outcomes(score: Score) -> dict[str, Any]:
 
 def _bits(outcomes: Any) -> str:
     return "".join("1" if outcome else "0" for outcome in outcomes)
-
-
-def _mean(bits: str) -> float:
-    return bits.count("1") / len(bits)
 
 
 def _rounded(matrix: np.ndarray) -> list[list[float | None]]:

@@ -219,8 +219,9 @@ def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Score]:
         bar.show(f"{stage.name}: scoring {task.name}")
         method.activate(None if task is shop.stream.guard else task.name)
         score = evaluate(shop.model, task, **how)
-        apart = method.separate and method.learned and score.correct is not None
-        scores[task.name] = evaluate_unsaid(method, task, score, **how) if apart else score
+        if method.separate and method.learned and shop.stream.guessed:
+            score = evaluate_unsaid(method, task, score, **how)
+        scores[task.name] = score if shop.stream.guessed else replace(score, correct_unknown=None, task_found=None)
         bar.advance(len(task.test), length := length_of(task.test))
         if asked := shop.stream.asked.get(task.name):
             bar.show(f"{stage.name}: asking {task.name}")

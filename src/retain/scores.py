@@ -11,10 +11,12 @@ from math import isnan, nan
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
+from retain.metrics import Answered, Array
+
 Scores = ArrayLike | Sequence[Sequence[float | None]]
+Column = Scores | Answered
 
 
 def check(a: Scores) -> Array:
@@ -174,8 +176,13 @@ def summary(a: Scores, n: ArrayLike | None = None, reference: ArrayLike | None =
     return {name: None if isnan(value) else value for name, value in values.items()}
 
 
+def matrix_of(correct: Sequence[Column]) -> Array:
+    """The score matrix (T+1, T) of T ``correct``, as in `resample`."""
+    return np.stack([c.scores() if isinstance(c, Answered) else _floats(c, "correct").mean(1) for c in correct], axis=1)
+
+
 def bootstrap(
-    correct: Sequence[Scores],
+    correct: Sequence[Column],
     score: Callable[[Array], float],
     *,
     replicates: int = 1000,
@@ -187,7 +194,7 @@ def bootstrap(
     The interval is about the examples only: it says nothing of other seeds, orders or tasks.
 
     Args:
-        correct: T arrays (T+1, n_i), as in `resample`.
+        correct: T of them, as in `resample`.
         score: Any function of a score matrix in this file.
         replicates: Number of resampled matrices.
         level: Share of the replicates inside the interval.
@@ -200,29 +207,32 @@ def bootstrap(
     return float(low), float(high)
 
 
-def resample(correct: Sequence[Scores], *, replicates: int = 1000, seed: int = 0) -> Array:
+def resample(correct: Sequence[Column], *, replicates: int = 1000, seed: int = 0) -> Array:
     """Score matrices (replicates, T+1, T) of test sets drawn with replacement, the same draw in every row of a task.
 
     Args:
         correct: T arrays (T+1, n_i): score of each test example of task i in each row, the same examples in the same
-            order in all rows; a row not measured is all NaN.
+            order in all rows; a row not measured is all NaN. Where the score of a task is no mean over examples, what
+            was answered to them.
         replicates: Number of matrices.
         seed: Seed of the draws.
     """
     if replicates < 1:
         raise ValueError(f"replicates must be at least 1; got {replicates}")
     rng = np.random.default_rng(seed)
-    columns = [_outcomes(values, i, len(correct)) for i, values in enumerate(correct)]
+    columns = [c if isinstance(c, Answered) else _outcomes(c, i, len(correct)) for i, c in enumerate(correct)]
     if not columns:
         raise ValueError("correct must hold one array per task; got none")
-    return np.stack([_resampled_means(values, replicates, rng) for values in columns], axis=2)
+    return np.stack([_resampled(column, replicates, rng) for column in columns], axis=2)
 
 
-def _resampled_means(values: Array, replicates: int, rng: np.random.Generator) -> Array:
-    """Means (replicates, T+1) of ``values`` (T+1, n) over n examples drawn with replacement."""
-    n = values.shape[1]
+def _resampled(column: Array | Answered, replicates: int, rng: np.random.Generator) -> Array:
+    """Scores (replicates, T+1) of a ``column``, means if it is values (T+1, n), over n examples drawn anew."""
+    n = len(column.wanted) if isinstance(column, Answered) else column.shape[1]
     draws = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(replicates))
-    return np.stack([values @ times / n for times in draws])
+    if isinstance(column, Answered):
+        return np.stack([column.scores(times.astype(np.float64)) for times in draws])
+    return np.stack([column @ times / n for times in draws])
 
 
 def _outcomes(values: Scores, task: int, tasks: int) -> Array:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from retain.formats import Format, Learned
+from retain.metrics import OF_NUMBERS, Metric
 from retain.mistakes import Within, check_names, check_task_name, check_types
-from retain.wording import Metric
+from retain.wording import Metric as Wording
 
 OURS = {  # keywords of TrainingArguments that a run sets itself
     "output_dir": "a run trains under its own `output`",
@@ -82,6 +83,8 @@ class TaskConfig(Section):
     split, ``test_fraction`` of the training rows, stratified by label and chosen by the run's seed, are held out.
     ``split_by_class: n`` makes several tasks of n classes each, in order of label; ``max_train`` and ``max_test`` hold
     for each of them. ``max_length`` is in tokens. ``training`` overrides the run's for this task.
+    ``metric`` is the score of the test rows, accuracy if not said; one of ``metrics.OF_NUMBERS`` makes the task a
+    regression, whose labels are numbers.
     ``format`` says what the rows of a language model are, where their columns fit several. ``metrics`` compare what
     the model writes, ``max_new_tokens`` at most, with the answers of the test rows; of ``options`` it chooses one: of
     those in the list, or (true) of the answers that the training rows have.
@@ -99,7 +102,8 @@ class TaskConfig(Section):
     image: Text = "image"
     label: Text = "label"
     format: Format | None = None
-    metrics: Annotated[list[Metric], Field(min_length=1)] | None = None
+    metric: Metric | None = None
+    metrics: Annotated[list[Wording], Field(min_length=1)] | None = None
     options: Literal[True] | Annotated[list[Text], Field(min_length=2)] | None = None
     max_new_tokens: Count | None = None
     classes: Annotated[list[Label], Field(min_length=1)] | None = None
@@ -121,6 +125,18 @@ class TaskConfig(Section):
         for key in training.keys() & OF_THE_RUN:
             raise ValueError(f"{key!r} cannot be set here: trackers follow the whole run; write it in its `training`")
         return checked_training(training)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether labels are numbers."""
+        return self.metric in OF_NUMBERS
+
+    @model_validator(mode="after")
+    def _numbers(self) -> Self:
+        for key in ("classes", "split_by_class"):
+            if self.is_regression and (value := getattr(self, key)) is not None:
+                raise Within(key, f"{value!r} is not allowed with metric {self.metric!r}: labels are numbers")
+        return self
 
     @model_validator(mode="after")
     def _asked(self) -> Self:
@@ -144,23 +160,43 @@ class GuardConfig(TaskConfig):
     name: Text = "guard"
 
 
-OF_CLASSES = ("label", "classes", "split_by_class", "image")  # keys of a task that say what its classes are
+OF_CLASSES = ("label", "classes", "split_by_class", "image", "metric")  # keys of a task that say what its classes are
 OF_LANGUAGE = ("format", "metrics", "options", "max_new_tokens")
 ASKED = OF_LANGUAGE[1:]
 
 
-def check_scored(strength: Any, tasks: Sequence[TaskConfig]) -> None:
-    """Refuse a budget that is a share of a score where language models have none.
+def check_scored(strength: Any, tasks: Sequence[TaskConfig], kind: str) -> None:
+    """Refuse a budget that is a share of a score where tasks of a model of ``kind`` have none.
 
     Raises:
         ValueError: what it counts, and where scores come from.
     """
     budget = strength.get("budget") if isinstance(strength, dict) else None
-    if isinstance(budget, str) and not all(task.metrics or task.options for task in tasks):
+    if isinstance(budget, str) and any(task.metric == "neg_mean_absolute_error" for task in tasks):
+        raise ValueError(f"method.strength.budget is {budget!r}, and an error has no share to lose; expected nats")
+    if isinstance(budget, str) and kind in LANGUAGE and not all(task.metrics or task.options for task in tasks):
         raise ValueError(
             f"method.strength.budget is {budget!r} of the tasks' scores, which a language model has only where each "
             "task says `metrics` or `options`; expected nats"
         )
+
+
+def check_metrics(scenario: str, tasks: Sequence[TaskConfig], *, cumulative: bool) -> None:
+    """Refuse a ``scenario`` that metrics of ``tasks`` do not allow, or a ``cumulative`` method that does not.
+
+    Raises:
+        ValueError: naming a task, its metric, and why not.
+    """
+    for task in tasks:
+        named = f"{scenario!r} is not allowed with metric {task.metric!r} of task {task.name!r}"
+        if scenario == "class" and task.metric not in (None, "accuracy"):
+            raise ValueError(f"{named}: the task of a row is not known there, and classes of all tasks compete")
+        if scenario == "domain" and task.is_regression != tasks[0].is_regression:
+            raise ValueError(f"{named}: all tasks share one head, and {tasks[0].name!r} has another kind of labels")
+        if scenario != "domain" and cumulative and task.is_regression:
+            raise ValueError(
+                f"{named} and a method that trains on all rows at once: classes and numbers have no loss in common"
+            )
 
 
 def check_guard(guard: GuardConfig, kind: str, tasks: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import datasets
 import numpy as np
 
+from retain.metrics import OF_NUMBERS
 from retain.nearest import did_you_mean
 
 if TYPE_CHECKING:
@@ -148,11 +149,30 @@ def _labelled(entry: TaskConfig, split: str, rows: datasets.Dataset) -> Split:
         names = [None if value is None else str(value) for value in values]
     else:
         raise DataError(
-            f"{where}: label column {entry.label!r} holds {feature}; expected text, whole numbers or booleans"
+            f"{where}: label column {entry.label!r} holds {feature}; expected text, whole numbers or booleans; of a "
+            f"regression, say `metric: {OF_NUMBERS[0]}` (or {', '.join(OF_NUMBERS[1:])})"
         )
     if None in names:
         raise DataError(f"{where}: row {names.index(None)} has no label in column {entry.label!r}")
     return Split(rows, np.array(names))
+
+
+def numbers(entry: TaskConfig, rows: datasets.Dataset) -> np.ndarray:
+    """The numbers (n,) that label ``rows`` of a regression, as float32.
+
+    Raises:
+        DataError: a label that is none.
+    """
+    where = f"task {entry.name!r}: metric {entry.metric!r} is of numbers, and label column {entry.label!r}"
+    check_column(entry.name, rows, entry.label)
+    feature = rows.features[entry.label]
+    if not (isinstance(feature, datasets.Value) and re.match("u?int|float|decimal", feature.dtype)):
+        raise DataError(f"{where} holds {feature}")
+    values = rows.select_columns(entry.label)[:][entry.label]
+    found = np.array([np.nan if value is None else value for value in values], dtype=np.float32)
+    if not (good := np.isfinite(found)).all():
+        raise DataError(f"{where} has none in row {int(np.argmin(good))}")
+    return found
 
 
 def _alike(entry: TaskConfig, split: str, rows: datasets.Dataset) -> Split:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from retain.files import StoreError
 from retain.intake import read_section
+from retain.metrics import Metric
 from retain.mistakes import check_task_name
 
 Number = float
@@ -73,6 +74,8 @@ class _Results(_Part):
     bytes: dict[str, Any]
     seconds: dict[str, Number]
     accuracy: _Scored | None = None
+    score: _Scored | None = None
+    metric: dict[Name, Metric] = {}
     nats_per_token: _Scored | None = None
     metrics: dict[Name, _Scored] = {}
     guard: _Guard | None = None
@@ -80,13 +83,17 @@ class _Results(_Part):
     @model_validator(mode="after")
     def _fits(self) -> _Results:
         count = len(self.tasks)
-        scored = [part for part in (self.accuracy, self.nats_per_token, *self.metrics.values()) if part is not None]
-        if (self.accuracy is None) == (self.nats_per_token is None):
-            raise ValueError("either accuracy or nats_per_token")
+        own = [part for part in (self.accuracy, self.score, self.nats_per_token) if part is not None]
+        scored = [*own, *self.metrics.values()]
+        if len(own) != 1:
+            raise ValueError("one of accuracy, score, nats_per_token")
+        if self.score is not None and self.metric.keys() != {*self.tasks}:
+            raise ValueError("a score has the metric of every task")
         if any(len(part.matrix) != count + 1 or {len(row) for row in part.matrix} != {count} for part in scored):
             raise ValueError(f"a score matrix of {count} tasks has {count + 1} rows of {count}")
-        for part, needed in ((self.accuracy, OF_ACCURACY), *((p, OF_LEVELS) for p in scored if p is not self.accuracy)):
-            if part is not None and (missing := needed - part.scores.keys()):
+        for part in scored:
+            needed = OF_ACCURACY if part in (self.accuracy, self.score) else OF_LEVELS
+            if missing := needed - part.scores.keys():
                 raise ValueError(f"no score {min(missing)}")
         if any(boundary.after > count for boundary in self.calibration):
             raise ValueError(f"a boundary after more than {count} tasks")

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import get_reporting_integration_callbacks
 
 from retain import ranks, scores
-from retain.results import KINDS
+from retain.results import KINDS, metrics_of, score_in
 from retain.tokenwise import levels, per_token
 
 Records = Sequence[Mapping[str, Any]]
@@ -65,19 +65,21 @@ class Trackers(TrainerCallback):
 def reading(records: Records, scenario: str) -> dict[str, float]:
     """What the last of ``records`` says of the tasks learned so far, or of all where none is: numbers by name.
 
-    ``accuracy/TASK`` or, of language models, ``nats_per_token/TASK``; ``loss/TASK`` in nats an example; what tasks are
-    asked, as ``METRIC/TASK``; ``average_accuracy``, ``forgetting`` as in ``results.json`` up to here; and the
-    ``foreseen_rise`` of the earlier tasks' loss beside the ``measured_rise``.
+    ``accuracy/TASK``, or that of its metric, or ``nats_per_token/TASK``; ``loss/TASK`` in nats an example; what tasks
+    are asked, as ``METRIC/TASK``; the average of the first, ``average_accuracy`` (``average_score`` of several
+    metrics), and ``forgetting`` as in ``results.json`` up to here; and the ``foreseen_rise`` of the earlier tasks' loss
+    beside the ``measured_rise``.
     """
     last = records[-1]
     names = list(last["tasks"])[: last["learned"]] or list(last["tasks"])
     nats = "tokens" in last["tasks"][names[0]]
-    unit, kind = "nats_per_token" if nats else "accuracy", KINDS[scenario][0]
+    units = {name: "nats_per_token" for name in names} if nats else metrics_of(last["tasks"])
+    unit, kind = _unit([units[name] for name in names]), KINDS[scenario][0]
 
     def level(entry: Mapping[str, Any]) -> float:
-        return per_token(entry) if nats else entry[kind].count("1") / len(entry[kind])
+        return per_token(entry) if nats else score_in(entry, kind)
 
-    found = {f"{unit}/{name}": level(last["tasks"][name]) for name in names}
+    found = {f"{units[name]}/{name}": level(last["tasks"][name]) for name in names}
     found[f"average_{unit}"] = float(np.mean(list(found.values())))
     for name in names:
         found[f"loss/{name}"] = last["tasks"][name]["loss"]
@@ -92,6 +94,10 @@ def reading(records: Records, scenario: str) -> dict[str, float]:
     if rise := last.get("calibration"):
         found |= {f"{key}_rise": rise["total"][key] for key in ("foreseen", "measured")}
     return found
+
+
+def _unit(units: Sequence[str]) -> str:
+    return units[0] if len(set(units)) == 1 else "score"
 
 
 def _steps(record: Mapping[str, Any]) -> int:

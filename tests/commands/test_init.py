@@ -61,6 +61,12 @@ def test_a_label_of_another_name_is_known_by_its_few_values(tmp_path: Path) -> N
     assert "text 'body' is classified by 'area'" in told
 
 
+def test_a_label_of_fractions_makes_a_regression(tmp_path: Path) -> None:
+    lines = [{"text": "alpha", "label": i / 2} for i in range(4)]
+    settings, told = begun(tmp_path / "bot.yaml", file(tmp_path / "r.jsonl", *lines))
+    assert settings.tasks[0].metric == "pearson" and "text 'text' is labelled with numbers by 'label'" in told
+
+
 def test_images_and_hub_names(tmp_path: Path) -> None:
     (tmp_path / "birds").mkdir()
     settings, told = begun(tmp_path / "bot.yaml", tmp_path / "birds", "someone/flowers")

@@ -22,6 +22,11 @@ def in_group(task, group):
     return replace(task, train=[(x, classes[y % len(classes)]) for x, y in task.train], loss=OWN)
 
 
+def numbers(task):
+    """``task`` with numbers for labels, which the output owned by group 1 is to give."""
+    return replace(task, train=[(x, x[:, 0]) for x, _ in task.train], loss=SquaredError(OWN.groups, 1))
+
+
 def five_classes():
     return MLP(classes=5)
 
@@ -55,6 +60,25 @@ def test_the_loss_and_its_gradient_are_those_of_single_rows_and_of_the_model_as_
     wanted = torch.autograd.grad(expected, [now.get_parameter(n) for n in names])
     for name, ours, oracle in zip(names, found, wanted, strict=True):
         torch.testing.assert_close(ours.double(), oracle, rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("order", ["numbers first", "classes first"])
+def test_numbers_are_held_as_gaussians(order):
+    tasks = [numbers(vectors("a")), in_group(vectors("b", seed=1), 2)]
+    first, last = tasks if order == "numbers first" else tasks[::-1]
+    method = LwF(five_classes(), weight=0.7, batch_size=100)
+    fit(method, first)
+    method.load_state_dict(load(save(method.state_dict())))
+    before = copy.deepcopy(method.model)
+    train(method, last)
+    x = torch.cat([x for x, _ in last.train])
+    old, new = before(x), method.model(x)
+    if order == "numbers first":
+        expected = (old[:, 3] - new[:, 3]).square().mean() / 2
+    else:
+        pairs = [(z[:, [0, 2]] / 2).softmax(1) for z in (old, new)]
+        expected = (pairs[0] * (pairs[0] / pairs[1]).log()).sum(1).mean()
+    torch.testing.assert_close(method.extra_loss(), 0.7 * expected)
 
 
 def test_it_starts_at_zero_with_every_task_and_the_first_has_nothing_to_hold():
@@ -150,6 +174,9 @@ def test_options_are_checked(options, message):
 
 
 def test_what_has_no_classes_is_refused_before_training():
-    task = Task("heights", [(x, x[:, :3]) for x, _ in vectors().train], loss=SquaredError())
-    with pytest.raises(ValueError, match="task 'heights': lwf distils .* must be a CrossEntropy, got SquaredError"):
+    class Other(SquaredError.__base__):
+        pass
+
+    task = Task("heights", [(x, x[:, :3]) for x, _ in vectors().train], loss=Other())
+    with pytest.raises(ValueError, match="task 'heights': lwf distils .* or a SquaredError, got Other"):
         LwF(MLP()).begin_task(task)

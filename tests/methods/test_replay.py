@@ -33,6 +33,12 @@ def regression(name, seed=0):
     return Task(name, [(x, x[:, :3].sin()) for x, _ in vectors(seed=seed).train], loss=SquaredError())
 
 
+def own_number(task):
+    """``task`` with the first of its numbers alone, which the last of three outputs is to give."""
+    loss = SquaredError(torch.tensor([0, 0, 1]), 1)
+    return replace(task, train=[(x, y[:, 0]) for x, y in task.train], loss=loss)
+
+
 def in_group(task, group):
     """``task`` with labels of the classes that ``OWN`` gives to ``group``."""
     classes = (OWN.groups == group).nonzero()[:, 0]
@@ -50,6 +56,7 @@ STREAMS = {
     "heads": (tiny_bert, [in_group(texts("a"), 0), in_group(texts("b", seed=1, length=9), 1)]),
     "language model": (tiny_llama, [prompts("a"), prompts("b", seed=1, length=9)]),
     "regression": (MLP, [regression("a"), regression("b", seed=1)]),
+    "a number of its own": (MLP, [vectors("a"), own_number(regression("b", seed=1))]),
     "both losses": (MLP, [vectors("a"), regression("b", seed=1)]),
 }
 

@@ -72,6 +72,18 @@ def test_squared_error():
             use(torch.randn(3, 1), torch.randn(3))
 
 
+@pytest.mark.parametrize("labels", ["mixture", "sample", "exact", "data"])
+def test_a_number_of_its_own_leaves_the_outputs_of_other_tasks_alone(labels):
+    groups, outputs, targets = torch.tensor([0, 0, 2, 1]), torch.randn(6, 4, requires_grad=True), torch.randn(6)
+    own = SquaredError(groups, 2)
+    torch.testing.assert_close(own.nll(outputs, targets), SquaredError().nll(outputs[:, 2], targets))
+    s = scores(own, labels, outputs, targets)
+    torch.testing.assert_close(s[..., 2], scores(SquaredError(), labels, outputs[:, 2], targets))
+    assert not s[..., [0, 1, 3]].any()
+    assert own.restrict(outputs, targets).isfinite().tolist() == [[False, False, True, False]] * 6
+    torch.testing.assert_close(own.nll(outputs[:, 2], targets), own.nll(outputs, targets))  # of a model with one output
+
+
 # --- Scores ----------------------------------------------------------------------------------------------------------
 
 

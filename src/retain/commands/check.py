@@ -9,14 +9,14 @@ from math import isnan
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from rich.console import Console
 
 from retain import config as configuration
 from retain import store
 from retain.guard import rows_of
 from retain.paired import lost
-from retain.results import KINDS
+from retain.results import KINDS, answered
+from retain.scores import Column, matrix_of
 
 Verdict = Literal["fine", "cannot tell", "too much"]
 Record = Mapping[str, Any]
@@ -94,8 +94,12 @@ def _of_tasks(
             continue
         scored = next(iter(records[-1]["tasks"][name].get("answers", {})), kind)
         allowed = _allowed(bound, scored)
-        then, now = (_rows(stages[i], records[i], name, scored, allowed) for i in (after, -1))
-        yield told(*judged(name, then, now, allowed), console)
+        found = [records[i]["tasks"][name] for i in (after, -1)]
+        if "metric" in found[0] and allowed.unit != "nats":
+            yield told(*judged(name, answered(found), allowed), console)
+            continue
+        rows = [_rows(stages[i], records[i], name, scored, allowed) for i in (after, -1)]
+        yield told(*judged(name, rows, allowed), console)
 
 
 def _allowed(bound: Bound | None, scored: str) -> Bound:
@@ -107,9 +111,9 @@ def _allowed(bound: Bound | None, scored: str) -> Bound:
 
 def _of_guard(records: Sequence[Record], most: float | None, console: Console) -> Iterator[Verdict]:
     if "guard" in records[0]:
-        then, now = ((-rows_of(record["guard"])).tolist() for record in (records[0], records[-1]))
+        rows = [(-rows_of(record["guard"])).tolist() for record in (records[0], records[-1])]
         bound = Bound(USUAL if most is None else most, "nats a token")
-        yield told(*judged(records[0]["guard"]["name"], then, now, bound), console)
+        yield told(*judged(records[0]["guard"]["name"], rows, bound), console)
 
 
 def told(verdict: Verdict, line: str, console: Console) -> Verdict:
@@ -118,11 +122,11 @@ def told(verdict: Verdict, line: str, console: Console) -> Verdict:
     return verdict
 
 
-def judged(name: str, then: Sequence[float], now: Sequence[float], bound: Bound) -> tuple[Verdict, str]:
-    """The verdict on a task whose rows scored ``then`` (n,) and score ``now`` (n,), and what it rests on."""
+def judged(name: str, rows: Column, bound: Bound) -> tuple[Verdict, str]:
+    """The verdict on a task with what its ``rows`` (2, n) scored then and score now, and what it rests on."""
     sign = -1 if bound.unit.startswith("nats") else 1  # of a loss, more is worse
-    before, after = (sign * float(np.mean(rows)) for rows in (then, now))
-    fall, low, high = lost(then, now, relative=bound.unit == "%")
+    before, after = sign * matrix_of([rows])[:, 0]
+    fall, low, high = lost(rows, relative=bound.unit == "%")
     if isnan(low):
         return "cannot tell", f"{name}: {before:.3f} -> {after:.3f}, of which there is no share"
     verdict: Verdict = "too much" if low > bound.value else "fine" if high <= bound.value else "cannot tell"

@@ -62,7 +62,7 @@ def check(
         now = answered(model, tokenizer, names, **options)
         with model.disable_adapter():
             then = answered(model, tokenizer, names, **options)
-    verdicts = [told(*judged(name, then[name], now[name], bound or FEW), console) for name in now]
+    verdicts = [told(*judged(name, [then[name], now[name]], bound or FEW), console) for name in now]
     return "too much" not in verdicts
 
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from retain import config as configuration
 from retain.files import write
 from retain.formats import COLUMNS, FormatError, format_of
+from retain.metrics import OF_NUMBERS
 from retain.mistakes import check_task_name
 from retain.sections import LANGUAGE
 from retain.sources import DataError
@@ -113,7 +114,9 @@ def _columns(found: Guess, rows: Sequence[dict[str, Any]], source: str) -> None:
             raise DataError(f"{source}: a label {label!r} and no column of text; columns: {', '.join(columns)}")
         found.kind = "text"
         found.entry |= {k: v for k, v in (("text", text), ("label", label)) if v != k}
-        found.told.append(f"text {text!r} is classified by {label!r}")
+        numbers = isinstance(rows[0][label], float)
+        found.entry |= {"metric": OF_NUMBERS[0]} if numbers else {}
+        found.told.append(f"text {text!r} is {'labelled with numbers' if numbers else 'classified'} by {label!r}")
         return
     try:
         form = format_of(columns, None, "text" if conversation else text or "text")
@@ -126,7 +129,7 @@ def _columns(found: Guess, rows: Sequence[dict[str, Any]], source: str) -> None:
 
 def _label(rows: Sequence[dict[str, Any]], text: str | None) -> str | None:
     """The column that classifies: by its name, else another one of few values, each of which comes again."""
-    if named := next((c for c in LABELS if isinstance(rows[0].get(c), str | int | bool)), None):
+    if named := next((c for c in LABELS if isinstance(rows[0].get(c), str | int | float)), None):
         return named
     for column in rows[0]:
         values = {row[column] for row in rows if isinstance(row[column], str)}

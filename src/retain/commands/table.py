@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from retain.calibration import share_in_words
+from retain.metrics import TITLES
+from retain.results import score_of
 from retain.units import human
 
 MISSING, ENDLESS = "·", 10_000
@@ -18,7 +20,7 @@ MISSING, ENDLESS = "·", 10_000
 
 def print_scores(console: Console, results: Mapping[str, Any]) -> None:
     """The score matrix of a run, rows = what was learned so far, and the scores that follow from it."""
-    (_print_tokenwise if "nats_per_token" in results else _print_accuracy)(console, results)
+    (_print_tokenwise if "nats_per_token" in results else _print_score)(console, results)
     if results["calibration"]:
         _print_calibration(console, results["calibration"], results["tasks"])
     for warnings in results["warnings"].values():
@@ -73,17 +75,20 @@ def _print_matrix(console: Console, title: str, names: Sequence[str], matrix: Se
     console.print(table)
 
 
-def _print_accuracy(console: Console, results: Mapping[str, Any]) -> None:
-    accuracy, names, rows = results["accuracy"], results["tasks"], results["rows"]
+def _print_score(console: Console, results: Mapping[str, Any]) -> None:
+    (found, unit), names, rows = score_of(results), results["tasks"], results["rows"]
     kind = {"task": "task known", "class": "task unknown", "domain": "one shared head"}[results["scenario"]]
-    _print_matrix(console, f"{results['method']['name']}: {rows} accuracy ({kind})", names, accuracy["matrix"])
-    scores, intervals = accuracy["scores"], accuracy["intervals_95"]
+    if unit == "score":
+        names = [f"{name}: {TITLES[results['metric'][name]]}" for name in names]
+    _print_matrix(console, f"{results['method']['name']}: {rows} {unit} ({kind})", names, found["matrix"])
+    scores, intervals, word = found["scores"], found["intervals_95"], "accuracy" if unit == "accuracy" else "score"
     for name in ("average_accuracy", "learning_accuracy", "forgetting", "backward_transfer"):
         if scores[name] is not None:
             form = ".3f" if name.endswith("accuracy") else "+.3f"
             value, low, high = (format(x, form) for x in (scores[name], *intervals[name]))
             interval = f"[dim](95% over {rows} rows: {low} to {high})[/]"
-            console.print(f"  {name.replace('_', ' '):<18} {value:>6}  {interval}", highlight=False)
+            title = name.replace("accuracy", word).replace("_", " ")
+            console.print(f"  {title:<18} {value:>6}  {interval}", highlight=False)
 
 
 def _print_calibration(console: Console, boundaries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
@@ -114,7 +119,7 @@ def print_comparison(console: Console, runs: Mapping[str, Mapping[str, Any]]) ->
     for title in ("method", "accuracy", "forgetting", "learned", "adapter", "state", "seconds"):
         table.add_column(title, justify="left" if title == "method" else "right")
     for name, results in runs.items():
-        scores, size = results["accuracy"]["scores"], results["bytes"]
+        scores, size = score_of(results)[0]["scores"], results["bytes"]
         table.add_row(
             name,
             _number(scores["average_accuracy"]),

@@ -13,10 +13,10 @@ import datasets
 import numpy as np
 
 from retain.config import RunConfig, TaskConfig, training_arguments
-from retain.data import MAX_LENGTH, check_classes
+from retain.data import MAX_LENGTH, NUMBER, check_classes
 from retain.hf import load_processor
 from retain.language import encoder_of
-from retain.sources import FORMATS, check_column, read
+from retain.sources import FORMATS, check_column, numbers, read
 
 SAMPLE = 256  # rows of a task that are read to see how long they are
 
@@ -63,9 +63,10 @@ def tasks_of(config: RunConfig, entry: TaskConfig, tokenizer: Any = None) -> Ite
     """
     files = str(entry.data_files or entry.data_dir)
     if not os.path.isdir(entry.path) and (entry.path not in FORMATS or "://" in files):
-        yield Task(entry.name, None, None if entry.classes is None else [str(c) for c in entry.classes])
+        known = [NUMBER] if entry.is_regression else entry.classes
+        yield Task(entry.name, None, None if known is None else [str(c) for c in known])
         return
-    labels, scored = not config.model.writes, config.evaluation.rows or "test"
+    labels, scored = not config.model.writes and not entry.is_regression, config.evaluation.rows or "test"
     train, _, classes = read(entry, config.rows_seed, scored, labelled=labels)
     for i, start in enumerate(range(0, len(classes), step := entry.split_by_class or len(classes))):
         own = classes[start : start + step]
@@ -74,7 +75,10 @@ def tasks_of(config: RunConfig, entry: TaskConfig, tokenizer: Any = None) -> Ite
         if labels and config.scenario != "domain":
             check_classes(name, own)
         tokens = None if tokenizer is None else _tokens(config, entry, rows.rows, tokenizer)
-        yield Task(name, len(rows.names), own if labels else None, tokens)
+        if entry.is_regression:
+            numbers(entry, rows.rows)
+            own = [NUMBER]
+        yield Task(name, len(rows.names), own if labels or entry.is_regression else None, tokens)
 
 
 def _tokens(config: RunConfig, entry: TaskConfig, rows: datasets.Dataset, tokenizer: Any) -> float | None:

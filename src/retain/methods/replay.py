@@ -25,6 +25,7 @@ from retain.buffer import (
     read,
     stacked,
     targets_of,
+    widened,
 )
 from retain.method import Method
 from retain.task import IGNORED, CrossEntropy, SquaredError, Task, evaluating, forward, on_device, precise
@@ -124,10 +125,9 @@ class Replay(Method):
     def begin_task(self, task: Task) -> None:
         self.steps = 0
         _check_loss(task, bool(self.match))
-        if isinstance(task.loss, CrossEntropy) and (now := task.loss.groups) is not None:  # classes may have come later
+        if (now := getattr(task.loss, "groups", None)) is not None:  # classes may have come later
             self.groups = {name: now.cpu().clone() for name in self.groups}
-            wide = nn.functional.pad
-            self.outputs = {k: wide(z, (0, len(now) - z.shape[1]), value=-math.inf) for k, z in self.outputs.items()}
+            self.outputs = {name: widened(z, len(now)) for name, z in self.outputs.items()}
         self._among = self._all_so_far(task) if self.seen or (self.seen is None and not task.known) else None
         self._present = {}
         if self._among is not None and self.numbers:
@@ -187,15 +187,15 @@ class Replay(Method):
         return keys(self.numbers[name], hash((self.seed, int(self.learned[name]))))
 
     def _loss(self, name: str) -> CrossEntropy | SquaredError:
-        floats = targets_of(self.inputs[name]).is_floating_point()
-        return SquaredError() if floats else CrossEntropy(self.groups.get(name))
+        floats, groups = targets_of(self.inputs[name]).is_floating_point(), self.groups.get(name)
+        return SquaredError(groups, int(self.learned[name])) if floats else CrossEntropy(groups)
 
     def _all_so_far(self, task: Task) -> CrossEntropy | None:
         """The loss under which the classes of all tasks with kept rows compete, and those of ``task``."""
         if not isinstance(task.loss, CrossEntropy) or task.loss.groups is None:
             return None
         groups, targets = task.loss.groups.cpu(), [first_targets(task), *map(targets_of, self.inputs.values())]
-        there = torch.cat([y.cpu().flatten() for y in targets])
+        there = torch.cat([y.cpu().flatten() for y in targets if not y.is_floating_point()])
         return CrossEntropy(torch.isin(groups, groups[there[there != IGNORED]]).long())
 
     def _loss_at(self, rows: Mapping[str, Rows], places: Mapping[str, Tensor]) -> Tensor:
@@ -207,7 +207,8 @@ class Replay(Method):
             found = forward(self.model, on_device(as_batch(batch), device))
             sizes = [len(places[names[i]]) for i in group]
             for i, z, y in zip(group, *(x.split(sizes) for x in found), strict=True):
-                losses.append((self._among or self._loss(names[i])).nll(z, y).sum())
+                among = None if y.is_floating_point() else self._among
+                losses.append((among or self._loss(names[i])).nll(z, y).sum())
                 targets += len(y) if y.is_floating_point() else int((y != IGNORED).sum())
                 if self.match and names[i] not in self._present:
                     before = self.outputs[names[i]][places[names[i]]].to(device)
@@ -230,8 +231,8 @@ class Replay(Method):
         self.inputs[name] = read(task, self.numbers[name], padding_of(self.model))
         self.outputs.pop(name, None)
         self.groups.pop(name, None)
-        if isinstance(task.loss, CrossEntropy) and task.loss.groups is not None:
-            self.groups[name] = task.loss.groups.cpu().clone()
+        if (groups := getattr(task.loss, "groups", None)) is not None:
+            self.groups[name] = groups.cpu().clone()
 
     def _chosen_of(self, task: Task, number: int) -> Tensor:
         """Which rows of ``task``, the ``number``-th, are kept."""
@@ -275,7 +276,7 @@ class Replay(Method):
             for part in torch.arange(len(self.numbers[name])).split(self.batch_size):
                 rows = as_batch({key: x[part] for key, x in self.inputs[name].items()})
                 z, y = forward(self.model, on_device(rows, device))
-                found.append(precise(loss.restrict(z, y) if isinstance(loss, CrossEntropy) else z).cpu())
+                found.append(precise(loss.restrict(z, y)).cpu())
         return torch.cat(found)
 
 

@@ -39,7 +39,9 @@ class Flips:
 
 
 def flips(run: Run, shown: int) -> list[Flips]:
-    """The flips of every task but the last; at most ``shown`` rows of a task, 0 for none of anybody's data.
+    """The flips of every task but the last, if it tells classes apart; at most ``shown`` rows of a task.
+
+    0 shows none of anybody's data.
 
     Raises:
         ValueError: the data that the configuration names are not there any more.
@@ -48,7 +50,10 @@ def flips(run: Run, shown: int) -> list[Flips]:
         return []
     found, reader = [], _Reader(run) if shown else None
     for i, name in enumerate(run.tasks[:-1]):
-        then, now = run.outcomes[i][i + 1], run.outcomes[i][-1]
+        told = [record["tasks"][name] for record in (run.records[i + 1], run.records[-1])]
+        if run.bits not in told[0]:
+            continue
+        then, now = (np.array([int(bit) for bit in entry[run.bits]]) for entry in told)
         lost = np.flatnonzero((then == 1) & (now == 0))
         rows = [reader.row(i, int(n)) for n in lost[:shown]] if reader else []
         pages = [rows[start : start + PAGE] for start in range(0, len(rows), PAGE)]

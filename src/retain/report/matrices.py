@@ -31,8 +31,9 @@ def matrices(run: Run, others: Sequence[Run]) -> list[Matrix]:
     note = "Lower is better." if run.tokenwise else ""
     if guard is not None:
         note += f" Last column, {guard['name']}: what the untouched model could do."
-    shades = _within(-_guarded(run)) if run.tokenwise else np.nan_to_num(run.matrix)
-    columns = run.tasks if guard is None else [*run.tasks, guard["name"]]
+    sign = -1 if run.tokenwise else 1
+    shades = np.nan_to_num(run.matrix) if run.unit == "accuracy" else _within(sign * _guarded(run))
+    columns = run.columns if guard is None else [*run.columns, guard["name"]]
     first = _rows(run, _guarded(run), shades, [(other.name, _guarded(other)[-1]) for other in alike])
     found = [Matrix(run.unit.capitalize(), note, columns, first)]
     for metric, values in run.metrics.items():

@@ -96,7 +96,9 @@ def _scores(run: Run) -> list[dict[str, Any]]:
         if not np.isnan(value):
             low, high = scores.bootstrap(run.outcomes, getattr(scores, name))
             meaning = getattr(scores, name).__doc__.split("\n")[0]
-            found.append({"name": name.replace("_", " "), "value": value, "low": low, "high": high, "is": meaning})
+            word = "accuracy" if run.unit == "accuracy" else "score"
+            name = name.replace("accuracy", word).replace("_", " ")
+            found.append({"name": name, "value": value, "low": low, "high": high, "is": meaning})
     return found
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from retain import store
+from retain import scores, store
 from retain.collection import Adapter, read_adapter
 from retain.intake import read_yaml
-from retain.results import KINDS, columns
+from retain.metrics import TITLES, Answered, Array
+from retain.results import KINDS, columns, score_of
 from retain.summaries import read_results
 
 
@@ -54,7 +55,7 @@ class Run:
     @property
     def unit(self) -> str:
         """What the score matrix holds."""
-        return "nats a token" if self.tokenwise else "accuracy"
+        return "nats a token" if self.tokenwise else score_of(self.results)[1]
 
     @property
     def rows(self) -> list[tuple[str, int]]:
@@ -62,21 +63,28 @@ class Run:
         return [(self.unit, 0), *((task, self.records[-1]["tasks"][task]["rows"]) for task in self.tasks)]
 
     @property
+    def columns(self) -> list[str]:
+        """The tasks, each with its metric where several differ."""
+        if self.unit != "score":
+            return self.tasks
+        return [f"{task}: {TITLES[self.results['metric'][task]]}" for task in self.tasks]
+
+    @property
     def bits(self) -> str:
         """The key under which a record has the outcomes that count in this scenario."""
         return KINDS[self.results["scenario"]][0]
 
     @cached_property
-    def outcomes(self) -> list[np.ndarray]:
-        """Per task (T+1, rows) of 1 and 0 after every stage; NaN where nothing was measured."""
+    def outcomes(self) -> list[Array | Answered]:
+        """Per task (T+1, rows) of 1 and 0 after every stage, or what was answered; NaN where nothing was measured."""
         return columns(self.records, self.tasks, self.bits)
 
     @cached_property
     def matrix(self) -> np.ndarray:
-        """(T+1, T) accuracy of every task after every stage, or its nats per token; NaN where nothing was measured."""
+        """(T+1, T) score of every task after every stage, or its nats per token; NaN where nothing was measured."""
         if self.tokenwise:
             return np.array(self.tokenwise["matrix"], dtype=float)
-        return np.stack([column.mean(1) for column in self.outcomes], axis=1)
+        return scores.matrix_of(self.outcomes)
 
     @property
     def in_turn(self) -> bool:

@@ -19,28 +19,40 @@ def verdict(run: Run, others: Sequence[Run] = ()) -> list[str]:
     final, learned = scores.average_accuracy(run.matrix), scores.learning_accuracy(run.matrix)
     if not run.in_turn:
         at_once = " at once" if len(run.tasks) > 1 else ""
-        return [f"Learned {listed(run.tasks)}{at_once}: accuracy {final:.3f} in the end."]
-    low, high = scores.bootstrap(run.outcomes, scores.stability)
-    kept = f"{_percent(scores.stability(run.matrix))} ({_percent(low)} to {_percent(high)})"
+        return [f"Learned {listed(run.tasks)}{at_once}: {run.unit} {final:.3f} in the end."]
     later = run.tasks[-1] if len(run.tasks) == 2 else "what came after"
+    earlier = f"{listed(run.tasks[:-1])} while learning {later}"
     plain = next((o for o in others if o.name == "sequential" and o.in_turn and comparable(run, o)), None)
-    beside = f"; sequential training kept {_percent(scores.stability(plain.matrix))}" if plain else ""
     untouched = run.matrix[0][~np.isnan(run.matrix[0])]
     had = f", where the untouched model had {untouched.mean():.3f}" if len(untouched) == len(run.tasks) else ""
     return [
-        f"Kept {kept} of its accuracy on {listed(run.tasks[:-1])} while learning {later}{beside}.",
+        _kept(run, earlier, plain),
         f"A task reached {learned:.3f} when it was learned, in the mean; in the end all have {final:.3f}{had}.",
         *(against(run, other) for other in others),
     ]
 
 
+def _kept(run: Run, earlier: str, plain: Run | None) -> str:
+    """What a run kept of ``earlier`` tasks: a share of accuracy; of other metrics, which may be negative, points."""
+    if run.unit == "accuracy":
+        low, high = scores.bootstrap(run.outcomes, scores.stability)
+        kept = f"Kept {_percent(scores.stability(run.matrix))} ({_percent(low)} to {_percent(high)}) of its accuracy"
+        beside = f"; sequential training kept {_percent(scores.stability(plain.matrix))}" if plain else ""
+    else:
+        low, high = scores.bootstrap(run.outcomes, scores.forgetting)
+        kept = f"Lost {scores.forgetting(run.matrix):.3f} ({low:.3f} to {high:.3f}) of its {run.unit}"
+        beside = f"; sequential training lost {scores.forgetting(plain.matrix):.3f}" if plain else ""
+    return f"{kept} on {earlier}{beside}."
+
+
 def comparable(run: Run, other: Run) -> bool:
     """Whether both were scored on the same rows of the same tasks in the same way."""
-    return run.rows == other.rows and run.bits == other.bits
+    alike = run.rows == other.rows and run.bits == other.bits
+    return alike and run.results.get("metric") == other.results.get("metric")
 
 
 def against(run: Run, other: Run) -> str:
-    """The final accuracy of two runs, paired by test row; of language models the final nats per token."""
+    """The final score of two runs, paired by test row; of language models the final nats per token."""
     if not comparable(run, other):
         return f"{other.name} in {other.folder} has other tasks or test rows, so the two cannot be compared."
     if run.tokenwise and other.tokenwise:
@@ -53,9 +65,12 @@ def against(run: Run, other: Run) -> str:
     low, high = interval(draws[0] - draws[1])
     difference = scores.average_accuracy(run.matrix) - scores.average_accuracy(other.matrix)
     clear = "" if low > 0 or high < 0 else ": not told apart"
+    apart = f"{100 * difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+    if run.unit != "accuracy":
+        apart = f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
     return (
         f"{other.name} ended at {scores.average_accuracy(other.matrix):.3f}; {run.name} minus {other.name}: "
-        f"{100 * difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}){clear}."
+        f"{apart}{clear}."
     )
 
 

@@ -152,20 +152,51 @@ def _mixture(p: Tensor, signs: Tensor) -> Tensor:
     return mixed.addcmul_(p, -total / (1 + at_top)).scatter_(-1, top, -at_top * total)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SquaredError:
-    """Gaussian likelihood of unit variance: -log p = 1/2 ||outputs - targets||^2 + const, summed within an example."""
+    """Gaussian likelihood of unit variance: -log p = 1/2 ||outputs - targets||^2 + const, summed within an example.
+
+    ``groups`` (C,), as of ``CrossEntropy``, names the task that owns each of the outputs (N, C): the one that ``group``
+    owns is the number that a target (N,) is compared with, the others are as if they did not exist.
+    """
+
+    groups: Tensor | None = None
+    group: int = 0
+
+    def own(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What ``targets`` are compared with, of their shape.
+
+        Raises:
+            ValueError: the outputs have another one.
+        """
+        if self.groups is not None and outputs.dim() > targets.dim():
+            outputs = outputs[:, self._place]
+        if outputs.shape != targets.shape:
+            raise ValueError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} must have one shape")
+        return outputs
+
+    def restrict(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The outputs with those of other tasks at -inf."""
+        if self.groups is None or outputs.dim() == targets.dim():
+            return outputs
+        return outputs.masked_fill(self.groups.to(outputs.device) != self.group, float("-inf"))
 
     def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        _check_shapes(outputs, targets)
-        return 0.5 * (outputs - targets).square().reshape(len(outputs), -1).sum(1)
+        return 0.5 * (precise(self.own(outputs, targets)) - targets).square().reshape(len(outputs), -1).sum(1)
 
     def scores(
         self, labels: Labels, outputs: Tensor, targets: Tensor, draws: Draws, temperature: float = 1.0
     ) -> Iterator[Tensor]:
         """outputs - y. The curvature of the outputs is the identity at every temperature."""
-        _check_shapes(outputs, targets)
-        mean = precise(outputs.detach())
+        for score in self._scores(labels, precise(self.own(outputs.detach(), targets)), targets, draws):
+            if score.shape == outputs.shape:
+                yield score
+                continue
+            whole = score.new_zeros(outputs.shape)
+            whole[:, self._place] = score
+            yield whole
+
+    def _scores(self, labels: Labels, mean: Tensor, targets: Tensor, draws: Draws) -> Iterator[Tensor]:
         each = torch.ones_like(mean, dtype=torch.bool)
         if labels == "data":
             yield mean - targets
@@ -182,10 +213,11 @@ class SquaredError:
             for direction in torch.eye(mean[0].numel(), device=mean.device, dtype=mean.dtype):
                 yield direction.reshape(mean[0].shape).expand(mean.shape)
 
-
-def _check_shapes(outputs: Tensor, targets: Tensor) -> None:
-    if outputs.shape != targets.shape:
-        raise ValueError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} must have one shape")
+    @property
+    def _place(self) -> int:
+        """The number of the one output that ``group`` owns."""
+        assert self.groups is not None
+        return int((self.groups == self.group).nonzero().item())
 
 
 def precise(tensor: Tensor) -> Tensor:

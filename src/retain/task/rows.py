@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
 
+from retain.metrics import Metric
 from retain.task.likelihood import CrossEntropy, Loss
 
 Batch = Mapping[str, Tensor] | Sequence[Tensor]
@@ -79,7 +80,8 @@ class Task:
     pass. ``known`` is whether a row's task is said at test; if not, the classes of all tasks learned so far compete.
     ``forward`` makes of a model and a batch the outputs and targets that ``loss`` compares, row by row; in eval
     mode it must give a row the same ones every time. ``one_by_one`` runs that pass one row at a time, for models that
-    make of a batch of rows another number of examples on the way.
+    make of a batch of rows another number of examples on the way. ``metric`` is the score of the test rows; others than
+    accuracy take outputs (N, C), of which one is a row's class, or (N,) numbers.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Task:
     known: bool = True
     forward: Forward = forward
     one_by_one: bool = False
+    metric: Metric = "accuracy"
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:

@@ -13,9 +13,11 @@ from compared import pretend, stream
 from method_oracles import paired_interval_by_loop
 from retain import scores
 from retain.commands.compare import summary
+from retain.commands.compare.measure import ACCURACY, SCORE, measure_in, measure_of
 from retain.commands.compare.summary import Run, read, summarise, verdict
 from retain.commands.many.cells import Cell
 from retain.commands.many.entries import Entry
+from retain.metrics import Answered
 from retain.store import StoreError
 
 # Right rows of 10 and of 20, after every stage.
@@ -53,6 +55,24 @@ def compared(entries: list[Entry] = ENTRIES, **runs: dict[int, Run]) -> dict[str
     found = summarise(entries, {e.label: (there | runs)[e.label] for e in entries}, "sequential")
     assert json.loads(json.dumps(found, allow_nan=False))["methods"].keys() == found["methods"].keys()
     return found
+
+
+def test_correlations_are_compared_like_accuracies() -> None:
+    wanted, rng = np.arange(30.0), np.random.default_rng(0)
+    noises = {"sequential": (1, 9, 30), "ewc": (1, 9, 9)}
+    runs = {}
+    for label, sizes in noises.items():
+        one = run(FORGETS)
+        said = np.stack([wanted + size * rng.normal(size=30) for size in sizes])
+        runs[label] = {0: Run(one.records, [Answered("pearson", said, wanted), one.outcomes[1]])}
+    found = summarise(ENTRIES[:2], runs, "sequential", SCORE)
+    ours, theirs = (runs[label][0].matrix[-1].mean() for label in ("ewc", "sequential"))
+    difference = found["methods"]["ewc"]["difference"]["average_accuracy"]
+    assert found["unit"] == "score" and measure_in("score") is SCORE
+    assert measure_of("text", [None, "pearson"]) is SCORE and measure_of("text", [None, "accuracy"]) is ACCURACY
+    assert difference["mean"] == pytest.approx(ours - theirs, abs=1e-6)
+    low, high = difference["interval_95"]
+    assert low < difference["mean"] < high
 
 
 def test_scores_are_means_over_seeds() -> None:

@@ -202,7 +202,7 @@ def gather(made: Comparison, rival: str, log: Log) -> dict[str, Any]:
     for entry in made.entries:
         cells = made.cells(entry, log.value(entry)) if log.settled(entry) else {}
         runs[entry.label] = {seed: read(cell) for seed, cell in cells.items() if cell.finished}
-    by = measure_of(made.document["model"]["kind"])
+    by = measure_of(made.document["model"]["kind"], (task.get("metric") for task in made.document["tasks"]))
     content = summarise(made.entries, runs, rival, by)
     for entry in made.entries:
         if entry.label in content["methods"]:

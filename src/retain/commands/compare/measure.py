@@ -1,9 +1,9 @@
-"""What methods are compared by: accuracies, or nats per token of language models."""
+"""What methods are compared by: accuracies, scores of several metrics, or nats per token of language models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from retain import scores, tokenwise
 from retain.sections import LANGUAGE
@@ -106,6 +106,25 @@ ACCURACY = Measure(
     ),
     curve=("accuracy.png", "Average accuracy on the tasks learned so far", "accuracy on the tasks learned so far"),
 )
+SCORE = replace(
+    ACCURACY,
+    key="score",
+    unit="score",
+    final="final average score",
+    lacks="what the score right after learning lacks of that of",
+    shown=(
+        (Shown("average_accuracy", "final score", "vs", signed=False),),
+        (Shown("forgetting", "forgetting", "forgetting vs"),),
+        (Shown("learning_accuracy", "just learned", signed=False), Shown("intransigence", "intransigence")),
+    ),
+    plane=Plane(
+        "learning_accuracy",
+        "forgetting",
+        "plasticity: score of each task just learned",
+        "forgetting: what of it is lost to the end",
+    ),
+    curve=("score.png", "Average score on the tasks learned so far", "score on the tasks learned so far"),
+)
 NATS = Measure(
     key="nats_per_token",
     unit="nats a token",
@@ -132,11 +151,13 @@ NATS = Measure(
 )
 
 
-def measure_of(kind: str) -> Measure:
-    """The measure of streams of models of ``kind``."""
-    return NATS if kind in LANGUAGE else ACCURACY
+def measure_of(kind: str, metrics: Iterable[str | None]) -> Measure:
+    """The measure of streams of models of ``kind``, whose tasks have these ``metrics``."""
+    if kind in LANGUAGE:
+        return NATS
+    return SCORE if {*metrics} - {None, "accuracy"} else ACCURACY
 
 
 def measure_in(unit: str) -> Measure:
     """The measure of that unit."""
-    return NATS if unit == NATS.unit else ACCURACY
+    return {NATS.unit: NATS, SCORE.unit: SCORE}.get(unit, ACCURACY)

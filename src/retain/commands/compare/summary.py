@@ -25,16 +25,16 @@ REPLICATES = 1000
 class Run:
     """A finished run: its scores.json of every stage, and per task the outcomes (T+1, rows) of its test rows.
 
-    Their means over rows are accuracies or, of language models, nats per token.
+    Their scores, means over rows or other metrics, are higher the better, but for nats per token of language models.
     """
 
     records: list[dict[str, Any]]
-    outcomes: list[np.ndarray]
+    outcomes: Sequence[scores.Column]
 
     @property
     def matrix(self) -> np.ndarray:
         """(T+1, T) scores."""
-        return np.stack([column.mean(1) for column in self.outcomes], axis=1)
+        return scores.matrix_of(self.outcomes)
 
     @property
     def trained(self) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ def choose(entry: Entry, cells: Mapping[float, Cell]) -> dict[str, Any]:
     that has failed scores null; if all have, nothing is chosen.
     """
     results = {value: cell.results() for value, cell in cells.items() if cell.finished}
-    by = measure_of(next(iter(cells.values())).config.model.kind)
+    config = next(iter(cells.values())).config
+    by = measure_of(config.model.kind, (task.metric for task in config.tasks))
     scores = {value: found[by.key]["scores"][by.decides] for value, found in results.items()}
     middle, sign = len(entry.tried) // 2, 1 if by.lower else -1
     order = sorted(scores, key=lambda value: (sign * scores[value], abs(entry.tried.index(value) - middle)))

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from retain.commands.many.cells import Cell
 from retain.commands.plan import human_time
+from retain.results import score_of
 
 LATE = 0.1  # of what a run has taken that takes longer than expected: what is left of it
 Durations = dict[str, list[float]]
@@ -130,10 +131,11 @@ def found(cell: Cell) -> str:
     """What a finished run has found, in a few words."""
     if cell.tasks is not None:
         return f"{cell.tasks} task{'s' * (cell.tasks > 1)} learned"
-    if "accuracy" in (results := cell.results()):
-        scores = results["accuracy"]["scores"]
-        text = f"accuracy {scores['average_accuracy']:.3f}"
-    else:
+    if "nats_per_token" in (results := cell.results()):
         scores = results["nats_per_token"]["scores"]
         text = f"{scores['final']:.3f} nats a token"
+    else:
+        found, unit = score_of(results)
+        scores = found["scores"]
+        text = f"{unit} {scores['average_accuracy']:.3f}"
     return text if scores["forgetting"] is None else f"{text}, forgetting {scores['forgetting']:+.3f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ Found = dict[str, Any]
 Kind = tuple[str, str, tuple[str, ...]]
 
 # Of each kind: where a run's results have it, what is learned, and the scores learned, forgetting, final.
-ACCURACY = ("accuracy", "learning accuracy", ("learning_accuracy", "forgetting", "average_accuracy"))
-NATS = ("nats_per_token", "nats gained a token", ("gained", "forgetting", "final"))
+ACCURACY: Kind = ("accuracy", "learning accuracy", ("learning_accuracy", "forgetting", "average_accuracy"))
+SCORE: Kind = ("score", "learning score", ACCURACY[2])
+NATS: Kind = ("nats_per_token", "nats gained a token", ("gained", "forgetting", "final"))
 NAMES = ("learned", "forgetting", "final")
 
 
@@ -31,7 +32,7 @@ def gather(made: Sweep, failed: Mapping[str, str], left_out: Mapping[str, str]) 
     curves = {curve.label: found for curve in made.curves if (found := _curve(made, curve, kind))["points"]}
     whole = list(complete(curves))
     points = [at(point) for _, point in whole]
-    reference = (1.0, 0.0) if kind is ACCURACY else (max([learned for _, learned in points], default=0.0), 0.0)
+    reference = _reference(kind, points)
     for curve in curves.values():
         own = [at(point) for point in curve["points"] if point["complete"]]
         curve["hypervolume"] = hypervolume(own, reference) if own else None
@@ -46,7 +47,7 @@ def gather(made: Sweep, failed: Mapping[str, str], left_out: Mapping[str, str]) 
         "rows": made.document["evaluation"].get("rows") or "test",
         "seeds": made.seeds,
         "learned": kind[1],
-        "unit": "share of rows" if kind is ACCURACY else "nats a token",
+        "unit": {ACCURACY: "share of rows", SCORE: "score", NATS: "nats a token"}[kind],
         "reference": {"forgetting": reference[0], "learned": reference[1]},
         "steps": _steps(made),
         "curves": curves,
@@ -73,7 +74,18 @@ def reached(made: Sweep, curve: Curve, value: Value) -> Point | None:
 
 
 def _kind(made: Sweep) -> Kind:
-    return NATS if made.document["model"]["kind"] in LANGUAGE else ACCURACY
+    if made.document["model"]["kind"] in LANGUAGE:
+        return NATS
+    return SCORE if {task.get("metric") for task in made.document["tasks"]} - {None, "accuracy"} else ACCURACY
+
+
+def _reference(kind: Kind, points: Sequence[Point]) -> Point:
+    """(forgetting, learned) that is worse than any of ``points``, which hypervolumes are taken to."""
+    if kind is ACCURACY:
+        return 1.0, 0.0
+    if kind is SCORE:
+        return max([f for f, _ in points], default=0.0), min([learned for _, learned in points], default=0.0)
+    return max([learned for _, learned in points], default=0.0), 0.0
 
 
 def _curve(made: Sweep, curve: Curve, kind: Kind) -> Found:
