@@ -102,10 +102,6 @@ class RunConfig(Section):
     @field_validator("heads", "scenario", "language")
     @classmethod
     def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
-        from retain.methods import method_named
-
-        if info.field_name == "scenario" and {"tasks", "method"} <= info.data.keys():
-            check_metrics(value, info.data["tasks"], cumulative=method_named(info.data["method"]["name"]).cumulative)
         model, language = info.data.get("model"), info.field_name == "language"
         if model is None or value == cls.model_fields[str(info.field_name)].default:
             return value
@@ -116,6 +112,15 @@ class RunConfig(Section):
             has = "reads up to the last answer, and learns that" if language else "has no heads"
         given = f"{value!r} is" if isinstance(value, str) else "a section is"
         raise ValueError(f"{given} not allowed with model.kind {model.kind!r}, which {has}")
+
+    @field_validator("scenario")
+    @classmethod
+    def _of_its_metrics(cls, scenario: str, info: ValidationInfo) -> str:
+        from retain.methods import method_named
+
+        if {"tasks", "method"} <= info.data.keys():
+            check_metrics(scenario, info.data["tasks"], cumulative=method_named(info.data["method"]["name"]).cumulative)
+        return scenario
 
     @field_validator("tasks")
     @classmethod
