@@ -35,18 +35,18 @@ def test_other_bounds_are_refused(text: str) -> None:
 )
 def test_too_much_is_what_the_whole_interval_says(wrong: int, rows: int, verdict: str) -> None:
     now = [0.0] * wrong + [1.0] * (rows - wrong)
-    assert judged("mood", [1.0] * rows, now, Bound(0.05, "%"))[0] == verdict
+    assert judged("mood", [[1.0] * rows, now], Bound(0.05, "%"))[0] == verdict
 
 
 def test_a_loss_that_rises_is_lost() -> None:
     then, now = [-0.1, -0.2, -0.3], [-1.1, -1.2, -1.3]
-    verdict, line = judged("mood", then, now, Bound(0.5, "nats"))
+    verdict, line = judged("mood", [then, now], Bound(0.5, "nats"))
     assert verdict == "too much" and line.startswith("mood: 0.200 -> 1.200, lost 1.000 nats, 95 % within 1.000 nats")
-    assert judged("mood", now, then, Bound(0.0, "nats"))[0] == "fine"
+    assert judged("mood", [now, then], Bound(0.0, "nats"))[0] == "fine"
 
 
 def test_of_nothing_there_is_no_share() -> None:
-    assert judged("mood", [0.0] * 5, [0.0] * 5, Bound(0.02, "%"))[0] == "cannot tell"
+    assert judged("mood", [[0.0] * 5, [0.0] * 5], Bound(0.02, "%"))[0] == "cannot tell"
 
 
 @pytest.fixture(scope="module")
