@@ -144,9 +144,12 @@ def metrics_of(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def score_of(results: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Matrix, scores and intervals of what ``results`` hold but for language models, and what a score is, in words."""
-    if "accuracy" in results:
-        return results["accuracy"], unit(["accuracy"])
-    return results["score"], unit(results["metric"].values())
+    return results["score" if "score" in results else "accuracy"], unit_of(results)
+
+
+def unit_of(results: Mapping[str, Any]) -> str:
+    """What a score is in ``results`` of all but language models, in words."""
+    return unit(results.get("metric", {"all tasks": "accuracy"}).values())
 
 
 def columns(records: Sequence[Mapping[str, Any]], names: Sequence[str], kind: str) -> list[Array | Answered]:

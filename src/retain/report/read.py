@@ -13,7 +13,7 @@ from retain import scores, store
 from retain.collection import Adapter, read_adapter
 from retain.intake import read_yaml
 from retain.metrics import TITLES, Answered, Array
-from retain.results import KINDS, columns, score_of
+from retain.results import KINDS, columns, unit_of
 from retain.summaries import read_results
 
 
@@ -55,7 +55,7 @@ class Run:
     @property
     def unit(self) -> str:
         """What the score matrix holds."""
-        return "nats a token" if self.tokenwise else score_of(self.results)[1]
+        return "nats a token" if self.tokenwise else unit_of(self.results)
 
     @property
     def rows(self) -> list[tuple[str, int]]:
