@@ -87,6 +87,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_a_run_that_ends_well_without_results_has_failed(tmp_path: Path) -> None:
     one = cell(tmp_path)
+    assert work([one], lambda _: Ended(), 1, Seen()) == {one: 0} and why(one, 1) == "exit status 1"  # before its log
     one.log.parent.mkdir(parents=True)
     one.log.write_text("\n\n")
     assert work([one], lambda _: Ended(), 1, Seen()) == {one: 0} and why(one, 0) == "exit status 0"

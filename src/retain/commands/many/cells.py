@@ -153,7 +153,8 @@ def why(cell: Cell, code: int) -> str:
     """Why a run has failed, in a line."""
     if code < 0:
         return f"killed by signal {-code}"
-    lines = [line.strip() for line in cell.log.read_text(errors="replace").splitlines() if line.strip()]
+    text = cell.log.read_text(errors="replace") if cell.log.exists() else ""  # nothing was written yet
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else f"exit status {code}"
 
 
