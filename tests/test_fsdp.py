@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,13 @@ import pytest
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
-from transformers import Trainer, TrainingArguments
+from transformers import AutoConfig, Trainer, TrainingArguments
 
 from models import fit, texts
 from processes import can_fork, together
@@ -27,8 +29,11 @@ from retain.hf import fit as fit_with_trainer
 from retain.hooks import attach
 from retain.method import Method
 from retain.methods import METHODS
-from retain.sharding import keep_whole
+from retain.progress import StepBar
+from retain.run import run
+from retain.sharding import is_sharded, keep_whole
 from retain.task import Task, default_collate
+from runs import left_by, quiet, settings, stock
 from test_laws import outputs, steady_bert
 
 pytestmark = [can_fork, pytest.mark.slow]
@@ -136,18 +141,81 @@ CASES: dict[str, Callable[[Path], dict[str, Tensor]]] = {
 }
 
 
-def every_case(folder: Path) -> dict[str, dict[str, Tensor]]:
-    torch.manual_seed(0)
-    make = Trainer.create_accelerator_and_postprocess
+def as_on_gpus() -> list[Trainer]:
+    """Have trainers shard also on a CPU, where accelerate does not; the list of all that are made."""
+    make, made = Trainer.create_accelerator_and_postprocess, list[Trainer]()
 
-    def as_on_gpus(trainer: Trainer) -> None:  # on a CPU accelerate does not shard
+    def create(trainer: Trainer) -> None:
+        made.append(trainer)
         if PartialState().distributed_type == DistributedType.MULTI_CPU:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         make(trainer)
 
+    Trainer.create_accelerator_and_postprocess = create
+    return made
+
+
+def every_case(folder: Path) -> dict[str, dict[str, Tensor]]:
+    torch.manual_seed(0)
     if torch.distributed.is_initialized():
-        Trainer.create_accelerator_and_postprocess = as_on_gpus
+        as_on_gpus()
     return {name: case(folder / name) for name, case in CASES.items()}
+
+
+LAUNCHED = {  # what `accelerate launch` says of a configuration file to its processes
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+def runs(base: str, folder: Path, at_once: int) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Results and files of runs, of two processes one stopped at a checkpoint; how many of their trainers sharded."""
+    made = as_on_gpus() if torch.distributed.is_initialized() else []
+    training = {"max_steps": 2, "per_device_train_batch_size": at_once, "use_cpu": True, "learning_rate": 0.01}
+    ended, found, left = StepBar.on_step_end, dict[str, Any](), dict[str, Any]()
+
+    def stopping(self: Any, arguments: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+        if state.global_step == 2 and "sport" in arguments.output_dir:
+            raise KeyboardInterrupt
+        ended(self, arguments, state, *rest, **kwargs)
+
+    for name, options in {"ewc-lora": {"strength": 30.0, "fisher": {"samples": 8}}, "eblora": {}}.items():
+        saving = {"save_strategy": "steps", "save_steps": 1} if name == "ewc-lora" else {}
+        method = {"name": name} | options
+        config = settings(base, folder / name, "mood sport", training=training | saving, method=method)
+        with torch.random.fork_rng():
+            if saving and torch.distributed.is_initialized():
+                with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                    patch.setattr(StepBar, "on_step_end", stopping)
+                    run(config, quiet())
+            found[name] = run(config, quiet())
+        left[name] = sorted(left_by(folder / name / "out"))
+    return found, left, sum(is_sharded(trainer.model) for trainer in made)
+
+
+@pytest.mark.usefixtures("fast_runs")
+def test_runs_with_their_base_in_parts_write_what_one_process_writes(bert: str, tmp_path: Path) -> None:
+    base = str(shutil.copytree(bert, tmp_path / "base"))
+    steady = AutoConfig.from_pretrained(base, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    steady.save_pretrained(base)
+    (one, files, sharded), (other, *_) = together(partial(runs, base, tmp_path / "two", 3), tmp_path, **LAUNCHED)
+    _, expected, _ = runs(base, tmp_path / "one", 6)
+    assert one == other and files == expected and sharded == 3 + 2
+    for name in expected:
+        ours, theirs = (load_adapted(base, tmp_path / which / name / "out/adapter") for which in ("two", "one"))
+        for key, delta in theirs.items():
+            torch.testing.assert_close(ours[key], delta, rtol=1e-4, atol=1e-5)
+
+
+def load_adapted(base: str, adapter: Path) -> dict[str, Tensor]:
+    """The weight changes of a stock adapter, and its head."""
+    model = stock(base, adapter, 4)
+    found = {name: m.get_delta_weight("default") for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+    return found | {"head": model.get_base_model().classifier.weight}
 
 
 def refusals() -> dict[str, str]:

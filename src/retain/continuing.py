@@ -76,7 +76,7 @@ def manifest_of(shop: Workshop, state: Path) -> Manifest:
 def identity_of(shop: Workshop) -> Identity:
     """Whom a state that this run leaves belongs to."""
     return Identity(
-        base=artefact.base_of(shop.model, shop.config.model.path),
+        base=shop.base,
         targets=artefact.targets_of(shop.method.sites),
         method=shop.config.method["name"],
         keywords=json.loads(json.dumps(configuration.method_keywords(shop.config))),  # as they are when read

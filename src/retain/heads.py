@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 
@@ -15,8 +17,11 @@ class Heads(nn.Module):
 
     Logits are always those of all classes, (N, C_total). Each task's rows are parameters of their own, so that
     weight decay or momentum cannot move a frozen task's head; saved and loaded, they are one stock ``weight`` and
-    ``bias``.
+    ``bias``, unless they are ``apart``, or the frozen copy that peft keeps of a head in the parts of FSDP2: to join
+    these takes all processes, and one alone saves.
     """
+
+    apart = False
 
     def __init__(self, like: nn.Linear, sizes: Sequence[int], generator: torch.Generator, std: float = 0.02) -> None:
         super().__init__()
@@ -38,6 +43,8 @@ class Heads(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """One stock ``weight`` and ``bias`` (if there is one), as ``nn.Linear`` would give."""
+        if self.apart or isinstance(self.weights[0], DTensor):
+            return super().state_dict(*args, **kwargs)
         destination, prefix = kwargs.get("destination"), kwargs.get("prefix", "")
         destination = {} if destination is None else destination
         for name, blocks in (("weight", self.weights), ("bias", self.biases)):
@@ -53,6 +60,19 @@ class Heads(nn.Module):
                 for i, block in enumerate(state_dict.pop(prefix + name).split(sizes)):
                     state_dict[f"{prefix}{blocks}.{i}"] = block
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@contextmanager
+def apart(model: nn.Module) -> Iterator[None]:
+    """Within the block the rows of each task are saved by their own names, by which an optimizer's state knows them."""
+    found = [module for module in model.modules() if isinstance(module, Heads)]
+    for module in found:
+        module.apart = True
+    try:
+        yield
+    finally:
+        for module in found:
+            module.apart = False
 
 
 def install_heads(model: Any, sizes: Sequence[int], seed: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from retain.callback import ContinualCallback
 from retain.checkpoints import Latest, last_checkpoint
 from retain.files import writing
 from retain.gradients import NotFinite
-from retain.heads import final_classifier, install_heads
+from retain.heads import apart, final_classifier, install_heads
 from retain.lora import add_lora
 from retain.method import Method
 from retain.sharding import keep_whole
@@ -148,7 +148,20 @@ def fit(
 
 
 class Saving(Trainer):
-    """A Trainer that tells in one line what kept it from writing a checkpoint, whichever library was at it."""
+    """A Trainer that tells in one line what kept it from writing a checkpoint, whichever library was at it.
+
+    Under FSDP2 every process has the adapter whole, and the first alone writes it.
+    """
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            self._save(output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with apart(self.model) if self.is_fsdp_enabled else nullcontext():
+            super()._save_optimizer_and_scheduler(output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

@@ -37,6 +37,7 @@ from retain.ledger import LEDGER, Ledger
 from retain.progress import StepBar, WorkBar
 from retain.provenance import begun, ended, opened
 from retain.results import UNMEASURED, headline, record, results, row_losses, row_scores
+from retain.sharding import reshard
 from retain.stopping import Stop
 from retain.task import Task
 from retain.trackers import Trackers
@@ -173,6 +174,7 @@ def _work(shop: Workshop, stage: Stage, last: Path, beside: _Beside) -> None:
         warned += doubts(compared, strength, stage.name, before.get(stage.name, UNMEASURED)["loss"])
     clock.lap("evaluate")
     ranks.wait()  # until all have read what belongs to the stage before
+    reshard(shop.model)
     if book is not None:
         book.check()
         _save(shop, stage, scores, found | {"seconds": clock.seconds}, last, book.entries[-1]["reads"])

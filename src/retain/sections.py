@@ -244,7 +244,9 @@ def checked_training(training: dict[str, Any]) -> dict[str, Any]:
     for key in training.keys() & OURS.keys():
         raise ValueError(f"{key!r} cannot be set here: {OURS[key]}")
     known = [field.name for field in fields(TrainingArguments) if field.name not in OURS]
-    check_keywords(training, known, get_type_hints(TrainingArguments), "transformers.TrainingArguments")
+    kinds = get_type_hints(TrainingArguments)
+    kinds["fsdp"] |= bool  # as its documentation has it
+    check_keywords(training, known, kinds, "transformers.TrainingArguments")
     return training
 
 

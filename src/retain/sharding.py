@@ -61,6 +61,16 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
+def reshard(model: nn.Module) -> None:
+    """Let go of parameters that a forward of ``model`` has left whole, those of its root.
+
+    Saving does so, too: where one process is to save, all do it before, or their next forwards would not be alike.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def check_sharding(model: nn.Module, trains: Iterable[nn.Parameter], method: str) -> None:
     """Refuse a model in parts of which ``method`` could not read and write what it has to.
 
@@ -69,9 +79,7 @@ def check_sharding(model: nn.Module, trains: Iterable[nn.Parameter], method: str
     """
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise ValueError(f"{method} needs parameters by their names, and FSDP1 flattens them; {INSTEAD}")
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # after a forward the root's parameters look whole
+    reshard(model)
     every = {name: p for name, p in model.named_parameters() if isinstance(p, DTensor)}
     apart = [p for p in every.values() if not is_sharded(model) or sum(map(_cuts, p.placements)) > 1]
     if apart:

@@ -49,12 +49,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Workshop:
-    """All that a run works with: the stream, the adapted model, the method beside it."""
+    """All that a run works with: the stream, the adapted model and what it was made of, the method beside it."""
 
     config: RunConfig
     stream: Stream
     model: Any
     method: Method
+    base: artefact.Base
 
     def stages(self) -> list[Stage]:
         """The untouched model, then every training: one a task, or one of all tasks for a cumulative method.
@@ -131,7 +132,8 @@ def prepare(config: RunConfig) -> Workshop:
         model.config.pad_token_id = processor.pad_token_id
     if torch.cuda.is_available():
         model.to("cuda")
-    return Workshop(config, stream, model, configuration.make_method(config, model))
+    base = artefact.base_of(model, path)  # now, since in training it may be in parts
+    return Workshop(config, stream, model, configuration.make_method(config, model), base)
 
 
 def check_folder(config: RunConfig) -> None:
