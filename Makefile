@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Each core takes its share from first to last, and then of the others': what the tests of a file share is made once.
+TOGETHER := -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install lint types test check slow cuda oldest demo results-small docs format clean
@@ -29,12 +31,12 @@ types: $(INSTALLED)  ## Check types with mypy
 	$(BIN)/mypy
 
 test: lint types  ## Lint, types and the default tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest $(TOGETHER)
 
 check: test  ## The same as test
 
 slow: $(INSTALLED)  ## The tests that train for longer or read real data
-	$(BIN)/python -m pytest -m slow -n auto
+	$(BIN)/python -m pytest -m slow $(TOGETHER)
 
 cuda: $(INSTALLED)  ## The tests that need a GPU, for a .venv whose torch has CUDA
 	$(BIN)/python -m pytest -m cuda

@@ -1,5 +1,6 @@
 """What every test stands on: no network, one seed, one thread, and no trace in the user's cache."""
 
+import gc
 import os
 import random
 import tempfile
@@ -18,14 +19,23 @@ os.environ.update(
     MPLBACKEND="Agg",
 )
 
+import accelerate.utils.memory  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 # Most tensors here are tiny, where threads only cost; and sums come out alike whatever the number of cores.
 torch.set_num_threads(1)
+os.fsync = lambda _: None  # waits for the disk, and a test is not cut off from power
+accelerate.utils.memory.clear_device_cache = lambda **_: None  # goes through all objects, for memory of no device
 
 LEARNS_FAST = 0.1  # spread of a backbone's weights: with the usual 0.02 all rows look alike to it
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays to the end: no collection of garbage need look at all of it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -63,15 +73,12 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def fast_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without what takes most of the time of tiny ones: 1000 bootstrap replicates, emptying device caches."""
+    """Runs without what takes most of the time of tiny ones: 1000 bootstrap replicates."""
     from functools import partial
-
-    import accelerate
 
     from retain import scores
 
     monkeypatch.setattr(scores, "bootstrap", partial(scores.bootstrap, replicates=20))
-    monkeypatch.setattr(accelerate.utils.memory, "clear_device_cache", lambda **_: None)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +10,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from models import VOCABULARY, texts, tiny_bert, tiny_llama
 from retain import METHODS, ContinualCallback, Task, attach, learn
-from retain.checkpoints import last_checkpoint, seal
 from retain.reading import Documents, target_tokens, task_of
-from retain.store import StoreError
 from retain.task import IGNORED, forward
 from runs import slow_but
 from streams import word_tokenizer
@@ -152,83 +148,6 @@ def test_grpo_learns_tasks_and_measures_completions_that_the_model_draws(tmp_pat
         learn(trainer, method, task)
     assert set(method.learned) == {"a", "b"} and list(method.model.peft_config) == ["default"]
     assert sum(float(t.abs().sum()) for key, t in method.state_dict().items() if key.startswith("fisher/")) > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["ewc-lora", "eblora", "dwd", "replay"])
-def test_a_checkpoint_alone_continues_to_the_bit(name: str, tmp_path: Path) -> None:
-    def trained(folder: Path, **resume: Any) -> dict[str, Tensor]:
-        method = METHODS[name](tiny_llama(), seed=0)
-        if not resume:
-            learn(sft(method.model, tokens(0), folder / "a"), method, "a")
-        options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
-        learn(sft(method.model, tokens(1), folder / "b", **options), method, "b", **resume)
-        return {n: site.delta().detach() for n, site in method.sites.items()} | method.state_dict()
-
-    whole = trained(tmp_path)
-    again = trained(tmp_path, resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
-    assert whole.keys() == again.keys()
-    for key, tensor in whole.items():
-        assert torch.equal(tensor, again[key]), key
-
-
-def test_a_checkpoint_counts_once_its_last_file_is_whole(tmp_path: Path) -> None:
-    """And one after the last step only at the end of an epoch: else Trainer would take another step."""
-    assert last_checkpoint(tmp_path) is None
-    for step, epoch in ((2, 0.2), (10, 1.0), (12, 1.2), ("best", 1.3), (16, 1.6), (17, 2.0)):
-        folder, left = tmp_path / f"checkpoint-{step}", 4 if step in (2, 10) else 0
-        folder.mkdir()
-        state = {"global_step": 12, "max_steps": 12 + left, "epoch": epoch}
-        (folder / "trainer_state.json").write_text(json.dumps(state))
-        if step != 12:  # whose writer was killed
-            seal(folder)
-        assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{step if step in (2, 10, 17) else 10}")
-
-
-def changed(checkpoint: Path) -> None:
-    (checkpoint / "optimizer.pt").write_bytes((checkpoint / "optimizer.pt").read_bytes()[:-1] + b"?")
-
-
-def linked(checkpoint: Path) -> None:
-    (checkpoint.parent / "other.pt").write_bytes((checkpoint / "optimizer.pt").read_bytes())
-    (checkpoint / "optimizer.pt").unlink()
-    (checkpoint / "optimizer.pt").symlink_to(checkpoint.parent / "other.pt")
-
-
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (changed, "optimizer.pt: damaged, its hash is not the one in"),
-        (lambda checkpoint: (checkpoint / "scheduler.pt").unlink(), "scheduler.pt: missing"),
-        (lambda checkpoint: (checkpoint / "scaler.pt").write_bytes(b""), "scaler.pt: came after .* would be unpickled"),
-        (lambda checkpoint: (checkpoint / "done").unlink(), "has no `done`"),
-        (linked, "leads out of this folder"),
-    ],
-)
-def test_nothing_is_unpickled_of_a_checkpoint_that_is_not_as_it_was_written(
-    harm: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def trained(**resume: Any) -> None:
-        options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-        method = METHODS["sequential"](tiny_llama())
-        learn(sft(method.model, tokens(0), tmp_path, **options), method, "a", **resume)
-
-    trained()
-    loaded, load = list[str](), torch.load
-
-    def watched(file: Any, *args: Any, **keywords: Any) -> Any:
-        loaded.append(str(file))
-        assert keywords.get("weights_only", True) is True  # if left out, torch takes it for True
-        return load(file, *args, **keywords)
-
-    monkeypatch.setattr(torch, "load", watched)
-    trained(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    assert {Path(file).name for file in loaded} == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
-    loaded.clear()
-    harm(tmp_path / "checkpoint-1")
-    with pytest.raises(StoreError, match=message):
-        trained(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    assert not loaded
 
 
 def test_packed_rows_are_read_as_their_documents() -> None:

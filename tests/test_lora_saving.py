@@ -93,12 +93,12 @@ SAVED: dict[str, tuple[str, Callable[[Case], PeftModel]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def read_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, Tensor]]:
-    """Logits here and logits of a clean process that never heard of this package, by name of what was saved."""
-    root, here = tmp_path_factory.mktemp("saved"), {}
+@pytest.mark.slow
+def test_a_clean_process_reads_what_was_saved(tmp_path: Path) -> None:
+    """Its logits are those here, though it never heard of this package; all in one process, which takes its time."""
+    here = {}
     for name, (of, build) in SAVED.items():
-        case, folder = CASES[of], root / name
+        case, folder = CASES[of], tmp_path / name
         model = build(case)
         sites(model)
         model.save_pretrained(folder)
@@ -108,15 +108,11 @@ def read_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[
         inputs = {k: v for k, v in case.batch.items() if k != "labels"}
         save_file(inputs, folder / "batch.safetensors")
         here[name] = outputs(model, case.batch)
-    command = [sys.executable, "-c", READER, *(str(root / name) for name in SAVED)]
-    subprocess.run(command, check=True, cwd=root, timeout=200)
-    return {name: (here[name], load_file(root / name / "logits.safetensors")["logits"]) for name in SAVED}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SAVED)
-def test_a_clean_process_reads_what_was_saved(name: str, read_elsewhere: Any) -> None:
-    close(*read_elsewhere[name])
+    command = [sys.executable, "-c", READER, *(str(tmp_path / name) for name in SAVED)]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=200)
+    for name, logits in here.items():
+        there = load_file(tmp_path / name / "logits.safetensors")["logits"]
+        torch.testing.assert_close(there, logits, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_files_are_stock_lora(tmp_path: Path) -> None:

@@ -8,14 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retain import files, store
+from processes import Forked, can_fork
+from retain import cli, files, store
 from retain import run as running
-from retain.config import RunConfig
+from retain.config import RunConfig, parse
 from retain.methods import METHODS
 from retain.run import run
 from retain.store import StoreError
@@ -179,31 +181,36 @@ def test_a_training_that_diverges_leaves_what_was_finished(bert: str, tmp_path: 
 def test_kill_9(bert: str, tmp_path: Path) -> None:
     """A true process, killed without warning, against one that was not; ``test_kills`` has many that are copies."""
     training = {"max_steps": 4, "per_device_train_batch_size": 4}
-    folders, commands = [tmp_path / name for name in ("whole", "killed")], []
-    for folder in folders:
-        content = document(bert, tmp_path, method=VARIANTS["ewc-lora"], training=training, output=str(folder))
-        commands.append([sys.executable, "-m", "retain", "run", yaml_file(content, tmp_path / f"{folder.name}.yaml")])
-    silent: Any = {"stdout": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
-    subprocess.run(commands[0], check=True, **silent)
-    process = subprocess.Popen(commands[1], **silent)
-    while not (folders[1] / "tasks/00-mood/done").exists():
+    whole, killed = (
+        document(bert, tmp_path, method=VARIANTS["ewc-lora"], training=training, output=str(tmp_path / name))
+        for name in ("whole", "killed")
+    )
+    command = [sys.executable, "-m", "retain", "run", yaml_file(killed, tmp_path / "killed.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not (tmp_path / "killed/tasks/00-mood/done").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    subprocess.run(commands[1], check=True, **silent)
-    whole, killed = map(left_by, folders)
-    assert whole.pop("config.yaml") != killed.pop("config.yaml")
-    assert whole == killed
+    for content in (killed, whole):
+        run(parse(content), quiet())
+    ours, theirs = left_by(killed["output"]), left_by(whole["output"])
+    assert ours.pop("config.yaml") != theirs.pop("config.yaml")
+    assert ours == theirs
 
 
+@can_fork
 @pytest.mark.slow
 def test_of_two_processes_that_race_for_one_run_one_proceeds(bert: str, tmp_path: Path) -> None:
     file = yaml_file(document(bert, tmp_path, "mood", training={"max_steps": 1}), tmp_path / "run.yaml")
-    start: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    racing = [subprocess.Popen([sys.executable, "-m", "retain", "run", file], **start) for _ in range(2)]
-    told = [process.communicate()[1] for process in racing]
-    ends = {process.returncode: (process.pid, error) for process, error in zip(racing, told, strict=True)}
-    assert sorted(ends) == [0, 1], told
+
+    def race(said: Path) -> None:
+        sys.argv, sys.stderr = ["retain", "run", file], said.open("w", buffering=1)
+        cli.main()
+
+    said = [tmp_path / name for name in ("one", "other")]
+    racing = [Forked(partial(race, path)) for path in said]
+    ends = {process.wait(): (process.process.pid, path.read_text()) for process, path in zip(racing, said, strict=True)}
+    assert sorted(ends) == [0, 1], ends
     assert f"is in use by process {ends[0][0]}; wait for it, or stop it" in ends[1][1]
     assert Path(tmp_path, "out", "results.json").exists()

@@ -21,6 +21,8 @@ from retain.store import read_json
 from retain.task import default_collate
 from runs import LEARNING, quiet, settings
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 EXACT = {"labels": "exact", "samples": None}
 
 

@@ -22,6 +22,8 @@ from retain.run import run
 from runs import quiet
 from streams import WORDS, jsonl
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 TRAINING = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.02}
 
 

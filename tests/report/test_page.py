@@ -23,6 +23,8 @@ from retain.report.read import read_run
 from retain.run import run
 from runs import quiet, settings
 
+pytestmark = pytest.mark.usefixtures("fast_runs")
+
 VOID = {"meta", "img", "hr", "br", "path", "use"}
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from compared import Ended
+from processes import Forked, can_fork
 from retain import config as configuration
 from retain.commands.compare import command, compare, summary
 from retain.commands.many import cells
 from retain.commands.many.cells import Cell
 from retain.run import run
-from runs import LEARNING, document, quiet, yaml_file
+from retain.store import StoreError
+from runs import LEARNING, document, quiet
 from streams import jsonl, rows
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
@@ -69,27 +69,32 @@ def test_no_test_row_is_read_before_the_choice_is_made(tiny: dict[str, Any], tmp
     assert content["methods"]["sequential"]["seconds_per_step"]["mean"] > 0
 
 
+@can_fork
 @pytest.mark.slow
 def test_kill_9(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """A true comparison, killed with a run at work, does not leave its folder to a second one and then goes on."""
-    file = yaml_file(tiny, tmp_path / "stream.yaml")
-    asked = [sys.executable, "-m", "retain", "compare", file, "--methods", "olora", "--seeds", "1"]
-    asked += ["--tries", "2", "--jobs", "1"]
-    folder, environment = tmp_path / "x-compare", os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(asked, stdout=subprocess.DEVNULL, env=environment)
+    """A comparison, killed with a run at work, does not leave its folder to a second one and then goes on."""
+    config, folder = configuration.parse(tiny), tmp_path / "x-compare"
+
+    def work(console: Console) -> None:
+        def start(cell: Cell) -> Forked:
+            return Forked(lambda: run(cell.config, quiet()) and None)
+
+        assert compare(config, ["olora"], seeds=1, tries=2, jobs=1, console=console, start=start)
+
+    first = Forked(lambda: work(quiet()))
     while not list(folder.glob("tuning/*/*/base/done")):
-        assert process.poll() is None
+        assert first.poll() is None
         time.sleep(0.01)
-    process.kill()
-    process.wait()
-    second = subprocess.run(asked, capture_output=True, text=True, env=environment)
-    if second.returncode:  # unless the runs that were left behind had ended meanwhile
-        assert second.stderr.startswith("error: ") and "a run that outlived one" in second.stderr
-        for _ in range(600):
-            second = subprocess.run(asked, capture_output=True, text=True, env=environment)
-            if not second.returncode:
-                break
-            time.sleep(0.5)
-    assert second.returncode == 0, second.stderr
+    first.kill()
+    first.wait()
+    said = quiet()
+    for _ in range(6000):
+        try:
+            work(said)
+            break
+        except StoreError as error:  # unless the run that was left behind had ended meanwhile
+            assert "a run that outlived one" in str(error)
+            time.sleep(0.05)
     assert list(written(folder)["methods"]) == ["olora"]
-    assert "3/3 " in second.stdout and "olora, seed 0: accuracy" in second.stdout
+    text = said.file.getvalue()  # type: ignore[attr-defined]
+    assert "3/3 " in text and "olora, seed 0: accuracy" in text

@@ -77,16 +77,16 @@ def test_a_sweep_takes_fewer_steps_and_its_points_are_those_of_runs_apart(
 
 
 @pytest.mark.slow
-def test_four_strengths_of_five_tasks_take_85_percent_of_the_steps(bert: str, tmp_path: Path, steps: list[int]) -> None:
-    """More strengths take less: nine 82 percent, as ``benchmarks/results/curve.json`` has counted."""
-    made = content(bert, tmp_path)
-    made["tasks"] = [made["tasks"][i % 2] | {"name": name} for i, name in enumerate("abcde")]
-    config = configuration.parse(made)
-    assert sweep(config, ["ewc-lora"], points=4, seeds=1, jobs=1, start=here, console=quiet())
+def test_three_strengths_of_three_tasks_take_seven_ninths_of_the_steps(
+    bert: str, tmp_path: Path, steps: list[int]
+) -> None:
+    """Nine of five take 82 percent, as ``benchmarks/results/curve.json`` has counted."""
+    config = configuration.parse(content(bert, tmp_path, "mood sport greek"))
+    assert sweep(config, ["ewc-lora"], points=3, seeds=1, jobs=1, start=here, console=quiet())
     taken = len(steps)
     run(config.model_copy(update={"output": str(tmp_path / "alone")}), quiet())
-    apart = 4 * (len(steps) - taken)
-    assert taken == (1 + 4 * 4) * 2 and taken == 0.85 * apart
+    apart = 3 * (len(steps) - taken)
+    assert taken == (1 + 3 * 2) * 2 and 9 * taken == 7 * apart
     assert json.loads((tmp_path / "x-sweep" / "sweep.json").read_text())["steps"] == {"taken": taken, "apart": apart}
 
 
