@@ -1,13 +1,16 @@
 """Data sets that a recipe needs in another form than they come in, as JSON lines in runs/data.
 
     python scripts/recipe_data.py translation answers personas
+    python scripts/recipe_data.py ucit --folder data/UCIT
 
-Downloads from the hub what is not in its cache.
+Downloads from the hub what is not in its cache. Of benchmarks of pictures, which come as archives, --folder is where
+they have been unpacked.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -25,8 +28,16 @@ WORDED = 20_000  # rows that are written of a data set of millions
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=list(SOURCES))
-    for name in parser.parse_args().names:
+    parser.add_argument("names", nargs="+", choices=[*SOURCES, *BENCHMARKS])
+    parser.add_argument("--folder", type=Path, help="of a benchmark of pictures")
+    options = parser.parse_args()
+    for name in options.names:
+        if name in BENCHMARKS:
+            if options.folder is None:
+                parser.error(f"{name} is read from a --folder")
+            for task in BENCHMARKS[name]:
+                pictured(task, options.folder, FOLDER / name)
+            continue
         where, make = SOURCES[name]
         for part, rows in make(datasets.load_dataset(**where, split="train"), name).items():
             rows.to_json(FOLDER / f"{part}.jsonl")
@@ -72,6 +83,29 @@ def worded(question: str, columns: tuple[str, ...], label: str) -> Make:
     return make
 
 
+def pictured(task: str, folder: Path, to: Path) -> None:
+    """Questions about pictures in LLaVA's form, to learn and to be tested on: TASK.train.jsonl and TASK.test.jsonl."""
+    to.mkdir(parents=True, exist_ok=True)
+    for part in ("train", "test"):
+        texts = [file for place in (folder, folder / "instructions") for file in place.glob(f"{task}*/{part}*.json")]
+        if not texts:
+            raise SystemExit(f"{folder} has no {task}*/{part}*.json")
+        rows = json.loads(sorted(texts)[-1].read_text())  # train_4w.json, where there is one beside train.json
+        places = (folder / "datasets", folder, texts[0].parent, texts[0].parent / "images")
+        pictures = next((place for place in places if (place / rows[0]["image"]).exists()), None)
+        if pictures is None:
+            raise SystemExit(f"{folder} has no picture {rows[0]['image']}")
+        there = to / f"{task.lower()}.{part}.jsonl"
+        there.write_text("".join(json.dumps(question(row, pictures)) + "\n" for row in rows))
+        print(f"{len(rows)} rows -> {there}")
+
+
+def question(row: Row, pictures: Path) -> dict[str, Any]:
+    """Of {"image", "conversations": [{"from", "value"}, ...]} in training, of {"image", "text", "answer"} in tests."""
+    said = [row["text"], row["answer"]] if "text" in row else [turn["value"] for turn in row["conversations"]]
+    return {"image": str(pictures / row["image"])} | asked(said[0].replace("<image>", "").strip(), said[1])
+
+
 def personas(rows: datasets.Dataset, name: str) -> dict[str, datasets.Dataset]:
     """Of Shakespeare's plays, a paragraph a speech: {"text": "Name:\\nWhat is said"}; a file for each who speaks most.
 
@@ -86,6 +120,10 @@ def personas(rows: datasets.Dataset, name: str) -> dict[str, datasets.Dataset]:
     }
 
 
+BENCHMARKS = {
+    "ucit": ("ImageNet-R", "ArxivQA", "VizWiz", "IconQA", "CLEVR", "Flickr30k"),
+    "mllm-dcl": ("RS", "Med", "AD", "Sci", "Fin"),
+}
 PLAYS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SOURCES: dict[str, tuple[dict[str, Any], Make]] = {  # keywords of load_dataset, and what becomes of its rows
     "translation": ({"path": "Helsinki-NLP/opus_books", "name": "en-fr"}, each(translation)),

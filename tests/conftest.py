@@ -122,6 +122,20 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny model that reads pictures of 8 by 8 pixels, and its processor."""
+    from models import bare_llava
+    from streams import picture_processor
+
+    folder, processor = str(tmp_path_factory.mktemp("llava")), picture_processor()
+    tokenizer = processor.tokenizer
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    bare_llava(vocab_size=len(tokenizer), initializer_range=LEARNS_FAST, **ids).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a two-layer causal language model and a tokenizer of the words of ``streams``, with a template."""
     from models import bare_llama

@@ -53,6 +53,20 @@ def bare_t5(seed: int = 0, **config: Any) -> nn.Module:
     return seeded(lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**settings)), seed)
 
 
+def bare_llava(seed: int = 0, **config: Any) -> nn.Module:
+    """A language model of two layers that reads pictures of 8 by 8 pixels, a token for each of four patches."""
+    text = BODY | {"vocab_size": VOCABULARY, "pad_token_id": 0} | config
+    vision = BODY | {"image_size": 8, "patch_size": 4, "num_hidden_layers": 1}
+    settings = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**text),
+        vision_config=transformers.CLIPVisionConfig(**vision),
+        image_token_id=text["vocab_size"] - 1,
+        vision_feature_layer=-1,
+        image_seq_length=4,
+    )
+    return seeded(lambda: transformers.LlavaForConditionalGeneration(settings), seed)
+
+
 def bare_vit(seed: int = 0, **config: Any) -> nn.Module:
     """An image classifier of two layers on 8 by 8 pixels, three colours, patches of 4."""
     settings = BODY | {"image_size": 8, "patch_size": 4, "num_labels": CLASSES} | config

@@ -1,5 +1,6 @@
 """Small files of rows, a tokenizer of their words, and the stream that a configuration makes of them."""
 
+import copy
 import json
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import BertProcessing, TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from retain.config import parse
 from retain.data import DataError, Stream, load_stream
@@ -83,6 +84,28 @@ def chat_tokenizer() -> Any:
         additional_special_tokens=special[4:],
         model_input_names=["input_ids", "attention_mask"],
         chat_template=TEMPLATE,
+    )
+
+
+PICTURED = (  # like LLaVA's, which writes neither what opens a text nor what ends it
+    "{% for m in messages %}{{ '<' + m['role'] + '> ' }}"
+    "{% for c in m['content'] %}{{ '<image> ' if c['type'] == 'image' else c['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+)
+
+
+def picture_processor() -> Any:
+    """LLaVA's processor over the words of these tests, for pictures of 8 by 8 pixels."""
+    tokenizer = copy.deepcopy(chat_tokenizer())
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    pixels = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+    return LlavaProcessor(
+        pixels,
+        tokenizer,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=PICTURED,
     )
 
 

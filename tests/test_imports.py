@@ -76,7 +76,7 @@ FLOORS = (
         "plots",
     },
     {"config", "sections"},
-    {"data", "sources", "language"},
+    {"data", "sources", "language", "pictures"},
     {
         "run",
         "trackers",

@@ -37,9 +37,13 @@ MODELS: dict[str, transformers.PretrainedConfig] = {
     "HuggingFaceTB/SmolLM2-360M-Instruct": transformers.LlamaConfig(
         hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15, num_key_value_heads=5
     ),
+    "llava-hf/llava-1.5-7b-hf": transformers.LlavaConfig(  # of two layers each, of its widths
+        text_config=transformers.LlamaConfig(num_hidden_layers=2),
+        vision_config=transformers.CLIPVisionConfig(num_hidden_layers=2, num_attention_heads=16, hidden_size=1024),
+    ),
 }
 # Two maps of 16 layers, seven of 32, two of the attention of 24 and 24, which have it twice; else two of 12.
-SITES = {"meta-llama": 32, "HuggingFaceTB": 224, "google-t5": 144}
+SITES = {"meta-llama": 32, "HuggingFaceTB": 224, "llava-hf": 14, "google-t5": 144}
 SPEC = importlib.util.spec_from_file_location("recipe_data", FOLDER.parent / "scripts" / "recipe_data.py")
 assert SPEC and SPEC.loader
 recipe_data = importlib.util.module_from_spec(SPEC)
@@ -110,6 +114,27 @@ def alpaca(at: Path, **more: str) -> dict[str, Any]:
     return table(at, [{"instruction": WORDS[i % 4], "output": WORDS[3 - i % 4]} | more for i in range(12)])
 
 
+def questions(task: str, folder: str, train: str, test: str) -> Callable[[Path], dict[str, Any]]:
+    """What the script makes of a task of a benchmark of pictures, unpacked as its source says."""
+
+    def make(at: Path) -> dict[str, Any]:
+        texts, place = at / folder / task, at / ("datasets" if folder else task) / "images"
+        for there in (texts, place):
+            there.mkdir(parents=True, exist_ok=True)
+        named = f"./images/{task}.png" if folder else f"{task}.png"
+        Image.new("RGB", (9, 8)).save(place / f"{task}.png")
+        turns = [{"from": "human", "value": "<image>\nalpha beta"}, {"from": "gpt", "value": "win"}]
+        (texts / train).write_text(
+            json.dumps([{"id": str(i), "image": named, "conversations": turns} for i in range(8)])
+        )
+        asked = {"image": named, "text": "alpha", "answer": "win"}
+        (texts / test).write_text(json.dumps([{"question_id": i} | asked for i in range(3)]))
+        recipe_data.pictured(task, at, at / "made")
+        return {"data_files": {part: str(at / "made" / f"{task.lower()}.{part}.jsonl") for part in ("train", "test")}}
+
+    return make
+
+
 def dialogues(at: Path) -> dict[str, Any]:
     turns = [{"role": "user", "content": "alpha"}, {"role": "assistant", "content": "glad win"}]
     return table(at, [{"prompt": "alpha", "prompt_id": str(i), "messages": turns} for i in range(12)])
@@ -161,12 +186,21 @@ def written(at: Path) -> dict[str, Any]:
     return prepared(at, at.name, datasets.Dataset.from_parquet(DATA[at.name](at / "source")["data_files"]))
 
 
+OF_PICTURES = {
+    task.lower(): questions(task, *form)
+    for benchmark, form in (
+        ("ucit", ("instructions", "train_4w.json", "test_3000.json")),
+        ("mllm-dcl", ("", "train.json", "test.json")),
+    )
+    for task in recipe_data.BENCHMARKS[benchmark]
+}
+
+
 def tiny(config: RunConfig, model: str, tmp_path: Path) -> RunConfig:
     """``config`` on a tiny model, and rows of the same form in files; one step a task."""
     kept = ("path", "data_files", "data_dir")
-    data = DATA | (
-        dict.fromkeys(("dbpedia", "amazon", "yahoo", "ag"), written) if config.model.kind == "seq2seq-lm" else {}
-    )
+    data = DATA | (OF_PICTURES if config.model.kind == "image-text-to-text" else {})
+    data |= dict.fromkeys(("dbpedia", "amazon", "yahoo", "ag"), written) if config.model.kind == "seq2seq-lm" else {}
 
     def local(entry: Any) -> Any:
         off = dict.fromkeys((*kept, "config", "train", "test", "validation")) | {"path": entry.path}
@@ -235,18 +269,26 @@ def test_answers_follow_what_was_said_before() -> None:
     ]
 
 
+def test_questions_about_pictures_are_made_of_what_the_benchmark_has(tmp_path: Path) -> None:
+    files = OF_PICTURES["clevr"](tmp_path)["data_files"]
+    train, test = (json.loads(Path(files[part]).read_text().splitlines()[0]) for part in ("train", "test"))
+    assert [m["content"] for m in train["messages"]] == ["alpha beta", "win"]
+    assert [m["content"] for m in test["messages"]] == ["alpha", "win"] and Path(test["image"]).exists()
+    with pytest.raises(SystemExit, match="has no IconQA"):
+        recipe_data.pictured("IconQA", tmp_path, tmp_path / "made")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast_runs", "in_process")
-@pytest.mark.parametrize("name", sorted({*RECIPES} - {*ORDERS[1:], "imagenet-a.yaml"}))  # as one that is there
+@pytest.mark.parametrize(
+    "name", sorted({*RECIPES} - {*ORDERS[1:], "imagenet-a.yaml", "ucit.yaml"})
+)  # as one that is there
 def test_a_recipe_runs_on_rows_of_its_sources_form(
-    name: str, bert: str, vit: str, llama: str, t5: str, tmp_path: Path
+    name: str, bert: str, vit: str, llama: str, t5: str, llava: str, tmp_path: Path
 ) -> None:
     config = load(FOLDER / name)
-    folder = (
-        llama
-        if name in ORDERS
-        else {"text": bert, "image": vit, "causal-lm": llama, "seq2seq-lm": t5}[config.model.kind]
-    )
+    kinds = {"text": bert, "image": vit, "causal-lm": llama, "seq2seq-lm": t5, "image-text-to-text": llava}
+    folder = llama if name in ORDERS else kinds[config.model.kind]
     results = run(tiny(config, folder, tmp_path), quiet())
     assert len(results["tasks"]) >= 2 and (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
     assert ("guard" in results) is (config.guard is not None)

@@ -31,6 +31,7 @@ class Asked:
         tokenizer: of the model.
         max_new_tokens: that it writes at most.
         options: whether it is to choose among them, too.
+        pixels: what a model of pictures takes of those of rows, which have an ``image`` then.
     """
 
     rows: datasets.Dataset
@@ -38,6 +39,11 @@ class Asked:
     tokenizer: Any
     max_new_tokens: int
     options: bool = False
+    pixels: Callable[[Sequence[Any]], dict[str, Tensor]] | None = None
+
+    def pictures(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """What the model takes of the pictures of rows; nothing, if it takes none."""
+        return {} if self.pixels is None else self.pixels(self.rows.select(numbers)["image"])
 
     @property
     def work(self) -> float:
@@ -96,7 +102,8 @@ def _written(model: Any, asked: Asked, batch_size: int, advance: Callable[[float
             length = max(len(prompts[i]) for i in chunk)
             ids = torch.tensor([_filled(prompts[i], length, padding, apart) for i in chunk])
             mask = torch.tensor([_filled([1] * len(prompts[i]), length, 0, apart) for i in chunk])
-            found = base.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=greedy)
+            batch = {"input_ids": ids, "attention_mask": mask} | asked.pictures(chunk)
+            found = base.generate(**{k: v.to(device) for k, v in batch.items()}, generation_config=greedy)
             for i, row in zip(chunk, found[:, 1 if apart else length :].cpu(), strict=True):
                 texts[i] = asked.tokenizer.decode(row, skip_special_tokens=True).strip()
             advance(len(chunk) * (1 + TOKEN * asked.max_new_tokens))
@@ -130,6 +137,7 @@ def _chosen(model: Any, asked: Asked, batch_size: int, advance: Callable[[float]
     """The number (n,) of the likeliest option of every row."""
     collate, device = Padded(asked.tokenizer.pad_token_id), next(model.parameters()).device
     counts, apart = [len(options) for options in asked.rows["options"]], has_decoder(model)
+    numbers = [row for row, count in enumerate(counts) for _ in range(count)]
     rows = [
         {"input_ids": prompt, "labels": option}
         if apart
@@ -140,7 +148,7 @@ def _chosen(model: Any, asked: Asked, batch_size: int, advance: Callable[[float]
     order, losses = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"])), torch.empty(len(rows))
     for start in range(0, len(rows), batch_size):
         chunk = order[start : start + batch_size]
-        batch = on_device(collate([rows[i] for i in chunk]), device)
+        batch = on_device(collate([rows[i] for i in chunk]) | asked.pictures([numbers[i] for i in chunk]), device)
         losses[chunk] = CrossEntropy().nll(*forward(model, batch)).float().cpu()
         advance(len(chunk))
     return torch.tensor([int(each.argmin()) for each in losses.split(counts)])

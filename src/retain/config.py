@@ -109,7 +109,12 @@ class RunConfig(Section):
             return value
         has = "tells classes apart"
         if model.writes:
-            has = "reads up to the last answer, and learns that" if language else "has no heads"
+            learns = (
+                "learns every answer"
+                if model.kind == "image-text-to-text"
+                else "reads up to the last answer, and learns that"
+            )
+            has = learns if language else "has no heads"
         given = f"{value!r} is" if isinstance(value, str) else "a section is"
         raise ValueError(f"{given} not allowed with model.kind {model.kind!r}, which {has}")
 

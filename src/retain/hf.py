@@ -32,8 +32,10 @@ CLASSES = {
     "image": (transformers.AutoModelForImageClassification, transformers.AutoImageProcessor),
     "causal-lm": (transformers.AutoModelForCausalLM, transformers.AutoTokenizer),
     "seq2seq-lm": (transformers.AutoModelForSeq2SeqLM, transformers.AutoTokenizer),
+    "image-text-to-text": (transformers.AutoModelForImageTextToText, transformers.AutoProcessor),
 }
-TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}  # peft's names for models without heads
+# peft's names for models without heads
+TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "image-text-to-text": "CAUSAL_LM"}
 
 
 def load_processor(path: str, kind: str) -> Any:
@@ -49,7 +51,10 @@ def load_processor(path: str, kind: str) -> Any:
             raise ValueError(
                 f"model.kind is {kind!r}, and the {config.model_type} model at {path!r} is {what}: write {other!r}"
             )
-    return _found(path, kind, CLASSES[kind][1].from_pretrained)
+    found = _found(path, kind, CLASSES[kind][1].from_pretrained)
+    if kind == "image-text-to-text" and getattr(found, "image_token", None) is None:
+        raise ValueError(f"model.kind is {kind!r}, and what prepares the rows of {path!r} takes no pictures")
+    return found
 
 
 def load_model(

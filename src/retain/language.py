@@ -14,6 +14,7 @@ from retain.answers import Asked
 from retain.batches import Padded
 from retain.formats import FormatError, Learned, Spoken, answer_of, answered, format_of, spoken
 from retain.nearest import did_you_mean
+from retain.pictures import Illustrated, Pictures, check_picture
 from retain.sources import DataError, progress, read
 from retain.task import IGNORED, CrossEntropy, Task
 
@@ -21,23 +22,28 @@ if TYPE_CHECKING:
     from retain.config import RunConfig, TaskConfig
 
 MAX_LENGTH = 512  # tokens, unless a task says otherwise
+PICTURED = 2048  # the same of rows with pictures, of which LLaVA makes 576
 LONGER = 2  # times the longest answer is what a model may write, unless a task says otherwise
 MOST = 100  # different answers that are options
+SPACE = "▁"  # of sentencepiece
 LONG = 5_000  # rows from which on a progress bar is worth its line
 
 
-def language_tasks(config: RunConfig, tokenizer: Any) -> tuple[list[Task], Task | None, dict[str, Asked]]:
+def language_tasks(config: RunConfig, processor: Any) -> tuple[list[Task], Task | None, dict[str, Asked]]:
     """The tasks and the guard of ``config``, and what is asked on the test rows of tasks, by name.
 
     Rows are data sets of ``input_ids`` and ``labels``, -100 where nothing is learned; those of an encoder-decoder have
-    what is read in the one and what is to be written in the other.
+    what is read in the one and what is to be written in the other, those of a model of pictures their ``image``.
 
     Raises:
         DataError: the first thing wrong with the data, in one line.
     """
+    encode, seed, asked = encoder_of(config, processor), config.rows_seed, dict[str, Asked]()
+    tokenizer, pictures = encode.tokenizer, encode.pictures
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    encode, seed, asked = encoder_of(config, tokenizer), config.rows_seed, dict[str, Asked]()
+    padded = Padded(tokenizer.pad_token_id)
+    collate = padded if pictures is None else Illustrated(padded, pictures)
 
     def task(entry: TaskConfig) -> Task:
         train, test, _ = read(entry, seed, config.evaluation.rows or "test", labelled=False)
@@ -46,14 +52,16 @@ def language_tasks(config: RunConfig, tokenizer: Any) -> tuple[list[Task], Task 
         scored = encode(entry, "test", test.at_most(entry.max_test, seed).rows, rows)
         if entry.metrics or entry.options:
             asked[entry.name] = _asked(entry, scored, encode)
-        return Task(entry.name, learned, scored, CrossEntropy(), Padded(tokenizer.pad_token_id))
+        return Task(entry.name, learned, scored, CrossEntropy(), collate)
 
     return [task(entry) for entry in config.tasks], None if config.guard is None else task(config.guard), asked
 
 
-def encoder_of(config: RunConfig, tokenizer: Any) -> Encoder:
-    """What makes tokens of the rows of ``config``."""
-    return Encoder(tokenizer, config.language.loss, apart=config.model.kind == "seq2seq-lm")
+def encoder_of(config: RunConfig, processor: Any) -> Encoder:
+    """What makes tokens of the rows of ``config``; ``processor`` is the model's, or its tokenizer."""
+    if config.model.kind == "image-text-to-text":
+        return Encoder(processor.tokenizer, "completion", pictures=Pictures(processor))
+    return Encoder(processor, config.language.loss, apart=config.model.kind == "seq2seq-lm")
 
 
 def _asked(entry: TaskConfig, rows: datasets.Dataset, encode: Encoder) -> Asked:
@@ -65,7 +73,8 @@ def _asked(entry: TaskConfig, rows: datasets.Dataset, encode: Encoder) -> Asked:
             f"task {entry.name!r}: a prompt of {longest} tokens and {most} that may be written are more than the "
             f"model's {tokenizer.model_max_length}: lower max_new_tokens"
         )
-    return Asked(rows, entry.metrics or (), tokenizer, most, options=bool(entry.options))
+    pixels = encode.pictures.pixels if encode.pictures else None
+    return Asked(rows, entry.metrics or (), tokenizer, most, options=bool(entry.options), pixels=pixels)
 
 
 @dataclass(frozen=True)
@@ -77,11 +86,13 @@ class _Reading:
     length: int
     asks: bool = False
     options: Sequence[str] = ()
+    image: str | None = None
 
     @property
     def columns(self) -> list[str]:
         asked = ["prompt", "answer", "length"] if self.asks else []
-        return ["input_ids", "labels", *asked, *(["options", "right"] if self.options else [])]
+        pictured = ["image"] if self.image else []
+        return ["input_ids", "labels", *pictured, *asked, *(["options", "right"] if self.options else [])]
 
 
 class Encoder:
@@ -91,11 +102,19 @@ class Encoder:
         tokenizer: of the model.
         learned: of a row, where the model is causal.
         apart: for an encoder-decoder: all before the last answer is read, and that is learned.
+        pictures: of a model that takes one with each row. LLaVA's template puts a space before an answer, which its
+            tokenizer puts before whatever it is given, too.
     """
 
-    def __init__(self, tokenizer: Any, learned: Learned, *, apart: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, learned: Learned, *, apart: bool = False, pictures: Pictures | None = None
+    ) -> None:
         self.tokenizer, self.learned, self.apart = tokenizer, learned if not apart else "last", apart
-        self.hash = Hasher.hash(tokenizer)  # takes long for a large vocabulary: once here, not in every map
+        self.pictures = pictures
+        # Takes long for a large vocabulary: once here, not in every map.
+        self.hash = Hasher.hash(tokenizer if pictures is None else pictures.processor)
+        first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids[:1])
+        self.joins = pictures is not None and "".join(first).startswith(SPACE)
         opening = list(tokenizer("").input_ids)
         self.opening = opening[:-1] if opening and opening[-1] == tokenizer.eos_token_id else opening
 
@@ -107,6 +126,8 @@ class Encoder:
         Test rows, those with training rows ``seen`` beside them, have what ``entry`` asks in columns of their own.
         """
         where, how = f"task {entry.name!r}", self._reading(entry, rows, seen)
+        if how.image:
+            rows = rows.cast_column(how.image, datasets.Image(decode=False))
 
         def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
             found: dict[str, list[Any]] = {name: [] for name in how.columns}
@@ -140,7 +161,8 @@ class Encoder:
 
     def _reading(self, entry: TaskConfig, rows: datasets.Dataset, seen: datasets.Dataset | None) -> _Reading:
         where, longest = f"task {entry.name!r}", self.tokenizer.model_max_length
-        length, text = entry.max_length or min(MAX_LENGTH, longest), str(entry.text)
+        usual = MAX_LENGTH if self.pictures is None else PICTURED
+        length, text = entry.max_length or min(usual, longest), str(entry.text)
         if length > longest:
             raise DataError(f"{where}: max_length {length} is more than the model's {longest}")
         try:
@@ -148,24 +170,31 @@ class Encoder:
         except FormatError as error:
             raise DataError(f"{where}: {error}") from None
         asks = seen is not None and bool(entry.metrics or entry.options)
-        if form == "text" and (asks or self.apart):
-            wanted = "an encoder-decoder learns to write" if self.apart else "metrics and options need"
+        if form == "text" and (asks or self.apart or self.pictures):
+            reader = "an encoder-decoder" if self.apart else "a model of pictures" if self.pictures else ""
+            wanted = f"{reader} learns to write" if reader else "metrics and options need"
             raise DataError(f"{where}: rows of format 'text' have no answers, which {wanted}")
-        if not asks:
-            return _Reading(form, text, length)
-        return _Reading(form, text, length, True, _options(entry, seen, form) if entry.options else ())
+        image = entry.image if self.pictures else None
+        if image:
+            check_picture(entry.name, rows, image)
+        options = _options(entry, seen, form) if asks and entry.options else ()
+        return _Reading(form, text, length, asks, options, image)
 
     def _row(self, row: Mapping[str, Any], how: _Reading) -> dict[str, Any]:
         """The columns of a row; none if nothing is left to learn."""
-        said = spoken(row, how.form, how.text, self.learned, self._render)
+        said, picture = spoken(row, how.form, how.text, self.learned, self._render), []
+        if self.pictures:
+            said, picture = self.pictures.placed(said), self.pictures.tokens(row[str(how.image)])
         if self.apart:
             ids, labels = prompt, answer = self.pair(said, how.length)
         else:
-            ids, labels, start = self.tokens(said)
+            ids, labels, start = self.tokens(said, picture)
             prompt, answer = ids[:start], ids[start:]
         if all(label == IGNORED for label in labels[: how.length]):
             return {}
         found: dict[str, Any] = {"input_ids": ids[: how.length], "labels": labels[: how.length]}
+        if how.image:
+            found |= {"image": row[how.image]}
         if how.asks:
             found |= {"prompt": prompt, "answer": said.answer, "length": len(answer)}
         return found | (self._choices(row, how, str(said.answer)) if how.options else {})
@@ -181,20 +210,26 @@ class Encoder:
             found.append(self.pair(other, how.length)[1] if self.apart else self._answer(other))
         return {"options": found, "right": options.index(answer)}
 
-    def tokens(self, row: Spoken) -> tuple[list[int], list[int], int]:
-        """Ids and labels of ``row``, and where its last piece begins.
+    def tokens(self, row: Spoken, picture: Sequence[int] = ()) -> tuple[list[int], list[int], int]:
+        """Ids and labels of ``row``, and where its last piece begins; a ``picture`` stands in the place of its mark.
 
         The pieces are tokenised one by one, between what opens a text and what ends it.
 
-        A chat template writes both itself; what follows its last end of turn is not learned.
+        A chat template writes both itself, but for some of models of pictures; what follows its last end of turn is not
+        learned.
         """
-        eos = self.tokenizer.eos_token_id
-        ids = [] if row.rendered else [*self.opening]
+        eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token or ""
+        opened = row.rendered and (self.pictures is None or row.pieces[0].text.startswith(bos))
+        ids = [] if opened else [*self.opening]
         labels, start = [IGNORED] * len(ids), 0
         for number, piece in enumerate(row.pieces, 1):
-            own = list(self.tokenizer(piece.text, add_special_tokens=False).input_ids)
-            if number == len(row.pieces) and not row.rendered and eos is not None:
+            text = piece.text.strip(" ") if row.rendered and self.joins else piece.text
+            own = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+            ended = row.rendered and (self.pictures is None or eos in own)
+            if number == len(row.pieces) and not ended and eos is not None:
                 own.append(eos)
+            if self.pictures:
+                own = self.pictures.expanded(own, picture)
             ends = len(own) - own[::-1].index(eos) if row.rendered and eos in own else len(own)
             start = len(ids)
             ids += own
@@ -221,6 +256,8 @@ class Encoder:
 
     @property
     def _render(self) -> Any:
+        if self.pictures:
+            return self.pictures.render if self.pictures.processor.chat_template else None
         if self.tokenizer.chat_template is None:
             return None
         return lambda messages, opens: self.tokenizer.apply_chat_template(

@@ -24,7 +24,7 @@ OURS = {  # keywords of TrainingArguments that a run sets itself
 }
 OF_THE_RUN = {"report_to", "run_name"}  # and not of one of its tasks
 
-LANGUAGE = ("causal-lm", "seq2seq-lm")  # kinds of models that write texts
+LANGUAGE = ("causal-lm", "seq2seq-lm", "image-text-to-text")  # kinds of models that write texts
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
@@ -42,7 +42,7 @@ class ModelConfig(Section):
 
     path: Text
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    kind: Literal["text", "image", "causal-lm", "seq2seq-lm"] = "text"
+    kind: Literal["text", "image", "causal-lm", "seq2seq-lm", "image-text-to-text"] = "text"
 
     @property
     def writes(self) -> bool:
@@ -228,6 +228,8 @@ def check_task_kind(task: TaskConfig, kind: str) -> None:
     """
     language = kind in LANGUAGE
     for key in OF_CLASSES if language else OF_LANGUAGE:
+        if key == "image" and kind == "image-text-to-text":
+            continue
         if (value := getattr(task, key)) != TaskConfig.model_fields[key].default:
             has = "has no classes" if language else "tells classes apart"
             raise Within(key, f"{value!r} is not allowed with model.kind {kind!r}, which {has}")

@@ -89,7 +89,8 @@ def _tokens(config: RunConfig, entry: TaskConfig, rows: datasets.Dataset, tokeni
     order = np.random.default_rng(config.rows_seed).permutation(len(rows))[:SAMPLE]
     sample = rows.select(order)
     if config.model.writes:
-        rows = encoder_of(config, tokenizer)(entry, "training", sample)
+        encode = encoder_of(config, tokenizer)
+        rows, tokenizer = encode(entry, "training", sample), encode.tokenizer
         encoded = rows["input_ids"]
         if config.model.kind == "seq2seq-lm":
             encoded = [read + written for read, written in zip(encoded, rows["labels"], strict=True)]
