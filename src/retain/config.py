@@ -15,6 +15,7 @@ from retain import yamls
 from retain.intake import read_text
 from retain.mistakes import Within, one_line
 from retain.sections import (
+    LEARNS,
     EvaluationConfig,
     GuardConfig,
     HeadsConfig,
@@ -107,14 +108,7 @@ class RunConfig(Section):
             return value
         if model.kind == "causal-lm" if language else not model.writes:
             return value
-        has = "tells classes apart"
-        if model.writes:
-            learns = (
-                "learns every answer"
-                if model.kind == "image-text-to-text"
-                else "reads up to the last answer, and learns that"
-            )
-            has = learns if language else "has no heads"
+        has = "has no heads" if model.writes and not language else LEARNS.get(model.kind, "tells classes apart")
         given = f"{value!r} is" if isinstance(value, str) else "a section is"
         raise ValueError(f"{given} not allowed with model.kind {model.kind!r}, which {has}")
 

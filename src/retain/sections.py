@@ -25,6 +25,10 @@ OURS = {  # keywords of TrainingArguments that a run sets itself
 OF_THE_RUN = {"report_to", "run_name"}  # and not of one of its tasks
 
 LANGUAGE = ("causal-lm", "seq2seq-lm", "image-text-to-text")  # kinds of models that write texts
+LEARNS = {  # what those learn that have no section `language`
+    "seq2seq-lm": "reads up to the last answer, and learns that",
+    "image-text-to-text": "learns every answer",
+}
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
