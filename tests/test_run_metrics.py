@@ -119,6 +119,12 @@ def test_a_regression_owns_one_output(tmp_path: Path) -> None:
     assert torch.equal(second.loss.own(outputs, batch["labels"]), outputs[:, 2])
 
 
+def test_numbers_on_a_scale_that_a_nat_does_not_fit_are_warned_of(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "r.jsonl", [{"text": "alpha", "label": 1000.0 * i} for i in range(10)])
+    with pytest.warns(UserWarning, match="task 't0': the standard deviation of its numbers is .*e.03"):
+        stream(word_tokenizer(), {"data_files": file, "metric": "pearson"})
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
     [("loud", "metric 'pearson' is of numbers, and label column 'label' holds Value"), (None, "has none in row 3")],

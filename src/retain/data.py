@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["DataError", "Stream", "load_stream"]
 
 MAX_LENGTH = 512  # tokens, unless a task says otherwise
+FAR = 30.0  # a spread of numbers from which on a nat is no measure of them
 NUMBER = "number"  # the one output of a regression
 LONG = 20_000  # rows from which on a progress bar is worth its line
 
@@ -113,7 +115,14 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
 def _targets(piece: _Piece, split: Split, ids: Mapping[str, int]) -> np.ndarray:
     """What the rows (n,) of a piece are to be: numbers, or the ids of their classes."""
     if piece.entry.is_regression:
-        return numbers(piece.entry, split.rows)
+        found = numbers(piece.entry, split.rows)
+        if split is piece.train and not 1 / FAR < (spread := float(found.std())) < FAR:
+            warnings.warn(
+                f"task {piece.name!r}: the standard deviation of its numbers is {spread:.3g}, and a distance of one "
+                "costs half a nat: give them a spread of about one, or the task counts for all others or for nothing",
+                stacklevel=2,
+            )
+        return found
     return np.array([ids[name] for name in split.names])
 
 
