@@ -55,6 +55,14 @@ def test_rows_of_language_models(tmp_path: Path, row: dict[str, Any]) -> None:
     assert settings.model.kind == "causal-lm" and "rows for a language model" in told
 
 
+def test_questions_about_pictures(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "<image>\na"}, {"from": "gpt", "value": "b"}]
+    settings, told = begun(
+        tmp_path / "bot.yaml", file(tmp_path / "p.jsonl", {"image": "1.png", "conversations": turns})
+    )
+    assert settings.model.kind == "image-text-to-text" and "that reads pictures (sharegpt)" in told
+
+
 def test_a_label_of_another_name_is_known_by_its_few_values(tmp_path: Path) -> None:
     settings, told = begun(tmp_path / "bot.yaml", ROOT / "examples" / "data" / "legal.jsonl")
     assert (settings.tasks[0].text, settings.tasks[0].label) == ("body", "area")

@@ -122,9 +122,10 @@ def _columns(found: Guess, rows: Sequence[dict[str, Any]], source: str) -> None:
         form = format_of(columns, None, "text" if conversation else text or "text")
     except FormatError as error:
         raise DataError(f"{source}: {error}; for classification, name columns such as text and label") from None
-    found.kind = "causal-lm"
+    pictured = form != "text" and "image" in columns
+    found.kind = "image-text-to-text" if pictured else "causal-lm"
     found.entry |= {"text": text} if form == "text" and text != "text" else {}
-    found.told.append(f"rows for a language model ({form})")
+    found.told.append(f"rows for a language model{' that reads pictures' * pictured} ({form})")
 
 
 def _label(rows: Sequence[dict[str, Any]], text: str | None) -> str | None:
