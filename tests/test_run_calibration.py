@@ -56,7 +56,7 @@ def test_at_every_boundary_what_was_foreseen_stands_beside_what_was_measured(
 ) -> None:
     found, method = watched(monkeypatch), METHODS[name]
     names = "mood sport greek"
-    sections: dict[str, Any] = {"method": method, "scenario": scenario, "training": LEARNING}
+    sections: dict[str, Any] = {"method": method, "scenario": scenario, "training": LEARNING | {"max_steps": 4}}
     if scenario == "domain":
         content = settings(bert, tmp_path, "mood").model_dump(exclude_none=True)["tasks"][0]
         sections["tasks"] = [content | {"name": task} for task in names.split()]
