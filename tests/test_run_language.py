@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from compared import Ended
-from retain.commands.compare import compare
+from retain.commands.compare import compare, summary
 from retain.commands.export import export
 from retain.commands.many.cells import Cell
 from retain.commands.plan import plan
@@ -92,7 +92,9 @@ def test_a_plan_is_made_without_weights(llama: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_methods_are_compared_by_their_nats(llama: str, tmp_path: Path) -> None:
+def test_methods_are_compared_by_their_nats(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "REPLICATES", 20)
+
     def start(cell: Cell) -> Ended:
         run(cell.config, quiet())
         return Ended()
