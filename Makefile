@@ -42,7 +42,7 @@ cuda: $(INSTALLED)  ## The tests that need a GPU, for a .venv whose torch has CU
 	$(BIN)/python -m pytest -m cuda
 
 oldest: build/oldest/.installed  ## What depends on other libraries, with the oldest versions that pyproject.toml allows
-	build/oldest/bin/python -m pytest -m "versions and not slow"
+	build/oldest/bin/python -m pytest -m "versions and not slow" $$(grep -rl mark.versions tests)
 
 build/oldest/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv build/oldest

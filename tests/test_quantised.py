@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,8 +16,17 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from models import adapted, bare_llama, filled, fit, prompts, seeded
 from retain import METHODS, export, learn, sites
+from retain.commands.export import export as export_run
+from retain.commands.plan import plan
+from retain.config import ConfigError, parse
+from retain.hf import load_model
 from retain.lora import load_adapter
+from retain.run import run
+from retain.workshop import prepare
+from runs import quiet
+from streams import chat_tokenizer
 from test_learn import sft, tokens
+from test_run_language import document
 
 LORA = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
 SIZES = {"hidden_size": 64, "intermediate_size": 64}  # blocks of bitsandbytes hold 64 numbers
@@ -104,6 +114,44 @@ def test_a_boundary_keeps_the_function_and_the_base(bits: int, base: str, tmp_pa
 def outputs(model: Any, task: Any) -> Tensor:
     model.eval()
     return torch.cat([model(**batch).logits.float().flatten() for batch in task.train])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fast_runs", "in_process")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_run_learns_beside_few_bits_and_its_adapter_loads_beside_them(bits: int, tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer()
+    bare_llama(vocab_size=len(tokenizer), initializer_range=0.1, **SIZES).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = {"path": str(tmp_path / "model"), "kind": "causal-lm", "dtype": "float32"}
+    content = document(model["path"], tmp_path / "rows", model=model | {"quantization": f"{bits}bit"})
+    content["tasks"], content["method"] = content["tasks"][:2], {"name": "ewc-lora", "mode": "merge"}
+    config = parse(content)
+    made = plan(config, quiet()).found
+    few, many = bitsandbytes_of(prepare(config).model), made.bytes_of("base")
+    assert made.base_bytes == pytest.approx(few, rel=0.05) and few < many / 2
+    matrix = np.array(run(config, quiet())["nats_per_token"]["matrix"])
+    assert matrix[1, 0] < matrix[0, 0] and np.isfinite(matrix).all()
+    assert export_run(tmp_path / "rows" / "out", console=quiet()) < 1e-3
+    assert "load_in_" in (tmp_path / "rows" / "out" / "adapter" / "README.md").read_text()
+
+
+def bitsandbytes_of(model: Any) -> int:
+    """Bytes of the base, with the numbers that its bits are to be multiplied by."""
+    states = [p.quant_state for p in model.parameters() if getattr(p, "quant_state", None) is not None]
+    return sum(p.nbytes for p in model.parameters() if not p.requires_grad) + sum(s.absmax.nbytes for s in states)
+
+
+def test_few_bits_are_for_language_models_and_take_bitsandbytes(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ConfigError, match="model.quantization: '4bit' is not allowed with model.kind 'text', whose head"
+    ):
+        parse(document(base, tmp_path / "rows", model={"path": base, "quantization": "4bit"}))
+    monkeypatch.setattr("retain.hf.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ValueError, match=r"model.quantization '4bit' needs bitsandbytes: pip install 'retain\[quant"):
+        load_model(base, "causal-lm", [], {}, quantization="4bit")
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ def document(base: str, folder: Path, **sections: Any) -> dict[str, Any]:
     return fixed | {"tasks": tasks[:2], "guard": tasks[2], "output": str(folder / "out")} | sections
 
 
+@pytest.mark.versions
 def test_what_is_read_and_what_is_written(tmp_path: Path) -> None:
     rows = {
         "prompt": {"prompt": "alpha word", "completion": "beta"},
@@ -135,6 +136,7 @@ def likelihood(model: Any, prompt: list[int], option: list[int]) -> float:
     return sum(float(row[token]) for row, token in zip(logits.log_softmax(-1), option, strict=True))
 
 
+@pytest.mark.versions
 def test_answers_are_those_of_one_row_at_a_time(model: Any) -> None:
     draw = random.Random(1)
     ids = lambda n: [*draw.choices(range(3, len(TOKENIZER)), k=n), 1]  # noqa: E731
@@ -158,6 +160,7 @@ def test_answers_are_those_of_one_row_at_a_time(model: Any) -> None:
     assert found[OPTIONS].tolist() == right and 0 < sum(right) < len(rows)
 
 
+@pytest.mark.versions
 def test_trainer_takes_the_steps_of_a_plain_loop(tmp_path: Path) -> None:
     rows = [{"input_ids": [3 + i, 4, 1], "labels": [5 + i, 1][i % 2 :]} for i in range(8)]
     task = Task("t", datasets.Dataset.from_list(rows), collate=Padded(0))

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
+from transformers.utils import is_bitsandbytes_available, logging
 
 from retain.batches import check_packing, packed, tokens_of, with_decoder_inputs
 from retain.callback import ContinualCallback
@@ -34,6 +34,7 @@ CLASSES = {
     "seq2seq-lm": (transformers.AutoModelForSeq2SeqLM, transformers.AutoTokenizer),
     "image-text-to-text": (transformers.AutoModelForImageTextToText, transformers.AutoProcessor),
 }
+A_WEIGHT = {"4bit": 0.5 + 4 / 64, "8bit": 1}  # bytes; of 4 bits each 64 have a number beside them
 # peft's names for models without heads
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "image-text-to-text": "CAUSAL_LM"}
 
@@ -65,16 +66,21 @@ def load_model(
     *,
     own_heads: bool = True,
     dtype: str | None = None,
+    quantization: str | None = None,
     seed: int = 0,
 ) -> Any:
     """A classification model with LoRA and, with ``own_heads``, one block of head rows for each entry of ``sizes``.
 
     The final classifier and layers that the checkpoint does not hold (its hidden layer) are saved with the adapter.
-    A language model has neither heads nor use for ``sizes``.
+    A language model has neither heads nor use for ``sizes``; its base may be in "4bit" or "8bit".
+
+    Raises:
+        ValueError: no such model, or bitsandbytes is missing.
     """
     transformers.set_seed(seed)
     if kind in TASK_TYPES:
-        base = _found(path, kind, CLASSES[kind][0].from_pretrained, dtype=dtype or "auto")
+        few = {} if quantization is None else {"quantization_config": _bits(quantization)}
+        base = _found(path, kind, CLASSES[kind][0].from_pretrained, dtype=dtype or "auto", **few)
         return add_lora(base, **{"task_type": TASK_TYPES[kind]} | lora)
     base, report = _found(
         path,
@@ -203,6 +209,22 @@ def _loss_of(model: nn.Module, task: Task, not_finite: NotFinite) -> Callable[..
         return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     return loss
+
+
+def _bits(quantization: str) -> transformers.BitsAndBytesConfig:
+    if not is_bitsandbytes_available():
+        raise ValueError(f"model.quantization {quantization!r} needs bitsandbytes: pip install 'retain[quantization]'")
+    if quantization == "8bit":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+
+def spared_by(base: Any, quantization: str | None) -> float:
+    """Bytes that the linear maps of ``base``, but for the one of its outputs, do not take in few bits."""
+    if quantization is None:
+        return 0
+    maps = [m for m in base.modules() if isinstance(m, nn.Linear) and m is not base.get_output_embeddings()]
+    return float(sum(m.weight.nbytes - m.weight.numel() * A_WEIGHT[quantization] for m in maps))
 
 
 def _found(path: str, kind: str, load: Callable[..., Any], **kwargs: Any) -> Any:

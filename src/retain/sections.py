@@ -42,11 +42,26 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The pretrained model: a hub name or a folder, and how it is loaded."""
+    """The pretrained model: a hub name or a folder, and how it is loaded.
+
+    ``quantization`` has bitsandbytes keep the linear maps of a language model in so many bits (nf4, or int8), which
+    nothing ever writes.
+    """
 
     path: Text
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
     kind: Literal["text", "image", "causal-lm", "seq2seq-lm", "image-text-to-text"] = "text"
+
+    @model_validator(mode="after")
+    def _quantised(self) -> Self:
+        if self.quantization is not None and not self.writes:
+            raise Within(
+                "quantization",
+                f"{self.quantization!r} is not allowed with model.kind {self.kind!r}, whose head is new: a head is "
+                "trained as a whole, which so few bits cannot be",
+            )
+        return self
 
     @property
     def writes(self) -> bool:
@@ -250,10 +265,16 @@ def checked_training(training: dict[str, Any]) -> dict[str, Any]:
     for key in training.keys() & OURS.keys():
         raise ValueError(f"{key!r} cannot be set here: {OURS[key]}")
     known = [field.name for field in fields(TrainingArguments) if field.name not in OURS]
-    kinds = get_type_hints(TrainingArguments)
-    kinds["fsdp"] |= bool  # as its documentation has it
-    check_keywords(training, known, kinds, "transformers.TrainingArguments")
+    check_keywords(training, known, training_kinds(), "transformers.TrainingArguments")
     return training
+
+
+def training_kinds() -> dict[str, Any]:
+    """The types of the keywords of ``TrainingArguments``, as its documentation has them."""
+    from transformers import TrainingArguments
+
+    kinds = get_type_hints(TrainingArguments)
+    return kinds | {"fsdp": kinds["fsdp"] | bool}
 
 
 def check_keywords(section: dict[str, Any], known: Iterable[str], kinds: Mapping[str, Any], owner: str) -> None:

@@ -182,6 +182,8 @@ def _loading(base: Any) -> dict[str, Any]:
     """The keywords of ``from_pretrained`` that give the model under the adapter."""
     dtype = str(next(base.parameters()).dtype).removeprefix("torch.")
     options: dict[str, Any] = {"dtype": dtype}
+    if (few := getattr(getattr(base, "config", None), "quantization_config", None)) is not None:
+        options["quantization_config"] = few.to_diff_dict()
     if type(base).__name__.endswith("Classification"):
         options |= {"num_labels": base.config.num_labels, "ignore_mismatched_sizes": True}
         if (padding := base.config.to_dict().get("pad_token_id")) is not None:

@@ -126,11 +126,12 @@ def prepare(config: RunConfig) -> Workshop:
         config.lora,
         own_heads=not domain,
         dtype=config.model.dtype,
+        quantization=config.model.quantization,
         seed=config.seed,
     )
     if kind == "text":
         model.config.pad_token_id = processor.pad_token_id
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and config.model.quantization is None:  # else it is there, and may not be moved
         model.to("cuda")
     base = artefact.base_of(model, path)  # now, since in training it may be in parts
     return Workshop(config, stream, model, configuration.make_method(config, model), base)

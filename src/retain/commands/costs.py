@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from retain.config import ModelConfig
 from retain.fisher.forms import FORMS, Collector, Form
 from retain.fisher.forms.kronecker import is_low
 from retain.heads import final_classifier
-from retain.hf import CLASSES, TASK_TYPES
+from retain.hf import CLASSES, TASK_TYPES, spared_by
 from retain.lora import add_lora, sites
 from retain.task import has_decoder
 
@@ -45,6 +45,7 @@ class Outline:
         row: bytes of the longest example's inputs as they enter the model.
         flops: of one forward of one example.
         places: where one example meets each site: its tokens, or positions of a convolution.
+        spared: bytes that ``model.quantization`` spares of the base's weights.
     """
 
     model: Any
@@ -54,6 +55,12 @@ class Outline:
     row: int
     flops: int
     places: dict[str, int]
+    spared: float = 0
+
+    @property
+    def base_bytes(self) -> float:
+        """Of the base model as it is loaded."""
+        return self.bytes_of("base") - self.spared
 
     @property
     def shapes(self) -> Counter[tuple[int, int, int, int]]:
@@ -148,9 +155,10 @@ def outline(
         raise ValueError(f"no configuration of a {model.kind} model at {model.path!r}: {reason}") from error
     longest = getattr(config, "max_position_embeddings", None)
     if model.kind in TASK_TYPES:
+        spared = spared_by(base, model.quantization)
         with META:
             adapted = add_lora(base, **{"task_type": TASK_TYPES[model.kind], **lora})
-        return _of_tokens(adapted, longest, length, usual)
+        return replace(_of_tokens(adapted, longest, length, usual), spared=spared)
     with META:
         # What stands behind the backbone is new to most checkpoints, and is then saved with the adapter.
         inside = f"{base.base_model_prefix}."

@@ -160,7 +160,7 @@ def _label(form: str, options: Mapping[str, Any]) -> str:
 def warnings(made: Plan) -> Iterator[str]:
     """What may surprise."""
     config, found, here = made.config, made.found, made.here
-    base, mine = found.bytes_of("base"), made.costs[made.configured] if made.configured else Cost()
+    base, mine = found.base_bytes, made.costs[made.configured] if made.configured else Cost()
     if mine.kept > base:
         least = min(made.costs, key=lambda label: made.costs[label].kept)
         yield (
@@ -198,9 +198,10 @@ def warnings(made: Plan) -> Iterator[str]:
 def _print_model(made: Plan, console: Console) -> None:
     config, found = made.config, made.found
     base, kind = found.bytes_of("base"), type(found.model.get_base_model()).__name__
+    few = config.model.quantization
     console.print(
         f"[bold]{escape(os.path.basename(config.model.path))}[/] as {kind}: {_count(base / found.dtype.itemsize)} "
-        f"weights, {human(base)} in {str(found.dtype)[6:]}\n"
+        f"weights, {human(found.base_bytes)} in {str(found.dtype)[6:]}{f' and {few}' if few else ''}\n"
         f"adapter {human(found.bytes_of('adapter'))}, heads {human(found.bytes_of('heads'))}; "
         f"with gradients and AdamW's moments {human(made.trained)}",
         highlight=False,

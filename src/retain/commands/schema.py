@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from retain.config import METHOD, RunConfig
 from retain.lora import LoraConfig, lora_config_fields
 from retain.methods import METHODS
-from retain.sections import ASKED, OF_CLASSES, OURS
+from retain.sections import ASKED, OF_CLASSES, OURS, training_kinds
 
 UNKNOWN = (PydanticUserError, PydanticSchemaGenerationError, PydanticInvalidForJsonSchema)
 
@@ -24,7 +24,7 @@ def schema() -> dict[str, Any]:
     document = RunConfig.model_json_schema()
     training = _section(
         (f.name for f in fields(TrainingArguments) if f.name not in OURS),
-        get_type_hints(TrainingArguments),
+        training_kinds(),
         "keywords of transformers.TrainingArguments",
     )
     found = document["properties"]
