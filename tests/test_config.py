@@ -201,6 +201,7 @@ def test_values_of_a_task_that_are_not_allowed(keys: dict[str, Any], complaint: 
 
 def test_sections_that_are_passed_through_are_checked_by_name() -> None:
     assert parse(LEAST | {"lora": {"use_rslora": True}}).lora["use_rslora"] is True
+    assert parse(LEAST | {"training": {"fsdp": True}}).training["fsdp"] is True
     assert mistake(lora={"target_module": "q"}).startswith("lora: unknown key 'target_module' (value 'q'); known: the ")
     assert mistake(lora={"target_module": "q"}).endswith("keywords of peft.LoraConfig; did you mean 'target_modules'?")
     assert mistake(training={"learning_rat": 1}).endswith(
