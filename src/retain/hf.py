@@ -174,6 +174,10 @@ class Saving(Trainer):
         with apart(self.model) if self.is_fsdp_enabled else nullcontext():
             super()._save_optimizer_and_scheduler(output_dir)
 
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with apart(self.model) if self.is_fsdp_enabled else nullcontext():
+            super()._load_from_checkpoint(*args, **kwargs)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with writing(folder):
