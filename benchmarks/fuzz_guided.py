@@ -72,7 +72,12 @@ def _guided(reader: fuzz.Reader, place: Path, seconds: int, seed: int) -> None:
 
     def other(content: bytes, longest: int, seed: int) -> bytes:
         draw = random.Random(seed)
-        return fuzz.mutated(content, draw)[:longest] if draw.random() < 0.5 else atheris.Mutate(content, longest)
+        try:
+            if draw.random() < 0.5:
+                return fuzz.mutated(content, draw)[:longest]
+        except RecursionError:  # brackets in brackets that the other mutations have found
+            pass
+        return atheris.Mutate(content, longest)
 
     arguments = [sys.argv[0], f"-seed={seed}", f"-max_len={LONGEST}", "-verbosity=0", str(corpus)]
     atheris.Setup(arguments, one, custom_mutator=other)
