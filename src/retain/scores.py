@@ -6,7 +6,7 @@ a score that is not defined, such as the forgetting of a stream of one task. Wit
 papers, the score after only k tasks is the same function of ``a[: k + 1, :k]``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import isnan, nan
 from typing import Literal
 
@@ -17,6 +17,7 @@ from retain.metrics import Answered, Array
 
 Scores = ArrayLike | Sequence[Sequence[float | None]]
 Column = Scores | Answered
+DRAWN = 2**20  # numbers that are drawn at a time
 
 
 def check(a: Scores) -> Array:
@@ -229,10 +230,19 @@ def resample(correct: Sequence[Column], *, replicates: int = 1000, seed: int = 0
 def _resampled(column: Array | Answered, replicates: int, rng: np.random.Generator) -> Array:
     """Scores (replicates, T+1) of a ``column``, means if it is values (T+1, n), over n examples drawn anew."""
     n = len(column.wanted) if isinstance(column, Answered) else column.shape[1]
-    draws = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(replicates))
+    drawn = _drawn(n, replicates, rng)
     if isinstance(column, Answered):
-        return np.stack([column.scores(times.astype(np.float64)) for times in draws])
-    return np.stack([column @ times / n for times in draws])
+        return np.stack([column.scores(each) for times in drawn for each in times])
+    return np.concatenate([times @ column.T / n for times in drawn])
+
+
+def _drawn(n: int, replicates: int, rng: np.random.Generator) -> Iterator[Array]:
+    """How often each of n examples is drawn in n draws, for ``replicates`` times n draws, some (k, n) at a time."""
+    most = max(1, DRAWN // n)
+    for start in range(0, replicates, most):
+        k = min(most, replicates - start)
+        drawn = rng.integers(n, size=(k, n)) + n * np.arange(k)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=k * n).reshape(k, n).astype(np.float64)
 
 
 def _outcomes(values: Scores, task: int, tasks: int) -> Array:
