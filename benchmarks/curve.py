@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.budgets import limited, spent
 from benchmarks.comparison import STREAMS
 from retain import config as configuration
 from retain.commands.compare import compare
@@ -25,8 +24,6 @@ from retain.commands.compare.measure import NATS
 from retain.commands.sweep import sweep
 
 AUTO, PLAIN = "ewc-lora:strength=auto", "sequential"
-COST = ("foreseen", "calibrated", "measured", "standard_error")
-JUDGED = 0.25  # of a budget: what was measured with a larger standard error does not judge it
 
 
 def measured(document: dict[str, Any], folder: Path, budgets: Sequence[float], **numbers: int) -> dict[str, Any]:
@@ -49,29 +46,6 @@ def measured(document: dict[str, Any], folder: Path, budgets: Sequence[float], *
         "test": {key: compared[key] for key in ("seeds", "against", "methods", "verdict", "seconds", "machine")},
         "budgets": {f"{budget:g}": spent(folder / "test", budget) for budget in budgets},
     }
-
-
-def limited(budget: float) -> str:
-    """The variant that keeps to ``budget``."""
-    return f"ewc-lora:strength={{budget: {budget:g}}}"
-
-
-def spent(folder: Path, budget: float) -> dict[str, Any]:
-    """What the boundaries of the runs under ``budget`` cost, and the median of what judges it."""
-    rows = []
-    for path in sorted(folder.rglob("results.json")):
-        found = json.loads(path.read_text())
-        if found["method"].get("strength") == {"budget": budget}:
-            for entry in found["calibration"]:
-                used = found["boundary"][f"after {entry['after']}"]["budget_used"]
-                cost = {
-                    key: entry["total"].get(key) for key in ("foreseen", "calibrated", "measured", "standard_error")
-                }
-                rows.append({"seed": found["seed"], "after": entry["after"], "used": used} | cost)
-    judging = [row["measured"] / budget for row in rows if row["standard_error"] < JUDGED * budget]
-    every = float(np.median([row["measured"] for row in rows]))
-    median = float(np.median(judging)) if judging else None
-    return {"judging": len(judging), "median_of_measured_over_budget": median, "median_measured": every, "rows": rows}
 
 
 def main() -> None:
