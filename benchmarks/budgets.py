@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stream", default="text", choices=list(STREAMS))
     parser.add_argument("--train", type=int, default=40, help="rows of a task")
-    parser.add_argument("--test", type=int, default=300, help="rows of a task")
+    parser.add_argument("--test", type=int, default=150, help="rows of a task")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.05, 0.2, 0.5], help="nats")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -40,7 +40,7 @@ def main() -> None:
     rows, folder = {"max_train": options.train, "max_test": options.test}, options.folder / options.stream
     document = STREAMS[options.stream]() | {"output": str(folder / "run")}
     document["tasks"] = [task | rows for task in document["tasks"]]
-    asked = ["sequential", *map(limited, options.budgets)]
+    asked = list(map(limited, options.budgets))
     compare(configuration.parse(document), asked, seeds=options.seeds, tries=1, jobs=options.jobs, output=folder)
     compared = json.loads((folder / "comparison.json").read_text())
     content = {
