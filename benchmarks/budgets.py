@@ -44,7 +44,7 @@ def main() -> None:
     compare(configuration.parse(document), asked, seeds=options.seeds, tries=1, jobs=options.jobs, output=folder)
     compared = json.loads((folder / "comparison.json").read_text())
     content = {
-        "command": f"python -m benchmarks.budgets --stream {options.stream}",
+        "command": f"python -m benchmarks.budgets --stream {options.stream} --seeds {options.seeds}",
         "machine": machine(),
         "versions": versions(),
         "rows": rows,

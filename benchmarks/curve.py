@@ -23,6 +23,7 @@ from retain.commands.compare import compare
 from retain.commands.compare.measure import NATS
 from retain.commands.sweep import sweep
 
+RESULTS = Path(__file__).parent / "results"
 AUTO, PLAIN = "ewc-lora:strength=auto", "sequential"
 
 
@@ -59,14 +60,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--budgets", type=float, nargs="*", default=[0.05, 0.2, 0.5], help="nats")
     parser.add_argument("--folder", type=Path, default=Path("runs/curve"))
-    parser.add_argument("--to", type=Path, default=Path("benchmarks/results/curve.json"))
+    parser.add_argument("--to", type=Path, help="benchmarks/results/curve-STREAM.json if not given")
     options = parser.parse_args()
     rows, folder = {"max_train": options.train, "max_test": options.test}, options.folder / options.stream
     document = STREAMS[options.stream]() | {"output": str(folder / "run")}
     document["tasks"] = [task | rows for task in document["tasks"]]
     numbers = {key: getattr(options, key) for key in ("points", "seeds", "again", "jobs")}
     content = {"stream": options.stream, "rows": rows} | measured(document, folder, options.budgets, **numbers)
-    options.to.write_text(json.dumps(content, indent=1) + "\n")
+    to = options.to or RESULTS / f"curve-{options.stream}.json"
+    to.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

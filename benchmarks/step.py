@@ -66,7 +66,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     head = {
-        "command": f"python -m benchmarks.step --dtype {options.dtype}",
+        "command": f"python -m benchmarks.step --dtype {options.dtype} --methods {' '.join(options.methods)}",
         "machine": machine(),
         "versions": versions(),
     }

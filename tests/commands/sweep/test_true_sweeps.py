@@ -80,7 +80,7 @@ def test_a_sweep_takes_fewer_steps_and_its_points_are_those_of_runs_apart(
 def test_three_strengths_of_three_tasks_take_seven_ninths_of_the_steps(
     bert: str, tmp_path: Path, steps: list[int]
 ) -> None:
-    """Nine of five take 82 percent, as ``benchmarks/results/curve.json`` has counted."""
+    """Nine of five take 82 percent, as ``benchmarks/results/curve-text.json`` has counted."""
     config = configuration.parse(content(bert, tmp_path, "mood sport greek"))
     assert sweep(config, ["ewc-lora"], points=3, seeds=1, jobs=1, start=here, console=quiet())
     taken = len(steps)
