@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import datasets
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from answering import check_answers
 from models import adapted, bare_llama, filled
 from retain.answers import OPTIONS, Asked, answers
 from retain.wording import METRICS
@@ -70,13 +72,7 @@ def test_answers_are_those_of_one_row_at_a_time(model: Any, batch_size: int) -> 
     found = answers(model, questions, batch_size=batch_size, advance=done.append)
     assert model.training and model.get_base_model().generation_config.repetition_penalty == before == 9.0
     model.eval()
-    texts = [greedy(model, row["prompt"], 7) for row in rows]
-    assert len(set(texts)) > 3
-    for name, metric in METRICS.items():
-        assert found[name].tolist() == pytest.approx([metric(t, r["answer"]) for t, r in zip(texts, rows, strict=True)])
-    chances = [[likelihood(model, row["prompt"], option) for option in row["options"]] for row in rows]
-    right = [float(max(range(3), key=c.__getitem__) == row["right"]) for c, row in zip(chances, rows, strict=True)]
-    assert found[OPTIONS].tolist() == right and 0 < sum(right) < len(rows)
+    check_answers(found, rows, lambda prompt: greedy(model, prompt, 7), partial(likelihood, model))
     assert sum(done) == questions.work == len(rows) * (1 + 7 / 8) + 3 * len(rows)
 
 

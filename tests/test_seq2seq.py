@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 from rich.console import Console
 from transformers import TrainingArguments
 
+from answering import check_answers
 from models import adapted, bare_t5, filled
 from retain import METHODS
-from retain.answers import OPTIONS, Asked, answers
+from retain.answers import Asked, answers
 from retain.batches import Padded
 from retain.buffer import stacked
 from retain.commands.check import check
@@ -151,13 +153,7 @@ def test_answers_are_those_of_one_row_at_a_time(model: Any) -> None:
     ]
     questions = Asked(datasets.Dataset.from_list(rows), list(METRICS), TOKENIZER, 7, options=True)
     found = answers(model, questions, batch_size=3)
-    texts = [greedy(model, row["prompt"], 7) for row in rows]
-    assert len(set(texts)) > 3
-    for name, metric in METRICS.items():
-        assert found[name].tolist() == pytest.approx([metric(t, r["answer"]) for t, r in zip(texts, rows, strict=True)])
-    chances = [[likelihood(model, row["prompt"], option) for option in row["options"]] for row in rows]
-    right = [float(max(range(3), key=c.__getitem__) == row["right"]) for c, row in zip(chances, rows, strict=True)]
-    assert found[OPTIONS].tolist() == right and 0 < sum(right) < len(rows)
+    check_answers(found, rows, lambda prompt: greedy(model, prompt, 7), partial(likelihood, model))
 
 
 @pytest.mark.versions
