@@ -188,7 +188,7 @@ def test_a_run_whose_folder_goes_away_writes_nothing_in_its_place(
     """As when a disk is unmounted: the last good state is on it, and an empty folder is where it was."""
     from retain import run as running
 
-    config, true = settings(bert, tmp_path, "mood", training=FEW), running._score
+    config, true = settings(bert, tmp_path, "mood", training=FEW), running.score
 
     def unmounted(*args: Any) -> Any:
         if Path(config.output, "base", "done").exists():
@@ -196,11 +196,11 @@ def test_a_run_whose_folder_goes_away_writes_nothing_in_its_place(
             Path(config.output).mkdir()
         return true(*args)
 
-    monkeypatch.setattr(running, "_score", unmounted)
+    monkeypatch.setattr(running, "score", unmounted)
     with pytest.raises(StoreError, match="ledger.jsonl: gone while the run went on .No such file"):
         run(config, quiet())
     assert not list(Path(config.output).iterdir())
-    monkeypatch.setattr(running, "_score", true)
+    monkeypatch.setattr(running, "score", true)
     Path(config.output).rmdir()
     (tmp_path / "disk").rename(config.output)
     assert run(config, quiet())["tasks"] == ["mood"]

@@ -76,7 +76,7 @@ FLOORS = (
         "plots",
     },
     {"config", "sections"},
-    {"data", "sources", "language", "pictures"},
+    {"data", "sources", "splits", "language", "pictures"},
     {
         "run",
         "trackers",
@@ -85,6 +85,7 @@ FLOORS = (
         "continuing",
         "provenance",
         "results",
+        "scoring",
         "calibration",
         "card",
         "tokenwise",

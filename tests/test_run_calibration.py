@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from retain import run as running
+from retain import scoring
+from retain.config import parse
 from retain.run import run
 from retain.store import read_json
-from runs import LEARNING, quiet, settings
+from runs import LABELS, LEARNING, document, quiet, settings
 from streams import jsonl, rows
 
 pytestmark = pytest.mark.usefixtures("fast_runs")
@@ -30,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, float], dict[str, torch.Tensor]]]:
     """What every training ended with: the method's prediction, and the loss of all test rows after the boundary."""
     found: list[Any] = []
-    evaluate, end = running.evaluate, running._train
+    evaluate, end = scoring.evaluate, running._train
 
     def train(shop: Any, *rest: Any) -> int:
         steps = end(shop, *rest)
@@ -44,7 +46,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, float], dic
         return result
 
     monkeypatch.setattr(running, "_train", train)
-    monkeypatch.setattr(running, "evaluate", score)
+    monkeypatch.setattr(scoring, "evaluate", score)
     return found
 
 
@@ -77,6 +79,27 @@ def test_at_every_boundary_what_was_foreseen_stands_beside_what_was_measured(
     assert read_json(Path(config.output, "results.json"))["calibration"] == results["calibration"]
     scores = read_json(Path(config.output, "tasks", "01-sport", "scores.json"))
     assert {"after": 2, **scores["calibration"]} == results["calibration"][0]
+
+
+@pytest.mark.parametrize(("evaluation", "same"), [({"gauge": "validation"}, True), ({}, False)])
+def test_test_rows_have_no_part_where_other_rows_calibrate_the_gauge(
+    evaluation: dict[str, Any], same: bool, bert: str, tmp_path: Path
+) -> None:
+    found = []
+    for number in range(2):
+        content = document(bert, tmp_path / str(number), method=METHODS["ewc"] | {"strength": "auto"})
+        for task in content["tasks"]:
+            texts = rows(LABELS[task["name"]], 4)[number:]
+            test = jsonl(tmp_path / str(number) / f"{task['name']}-test.jsonl", texts)
+            task["data_files"] = {"train": task["data_files"], "test": test}
+        found.append(
+            (run(parse(content | {"training": LEARNING, "evaluation": evaluation}), quiet()), content["output"])
+        )
+    (one, here), (other, there) = found
+    assert one["loss"] != other["loss"]
+    assert (one["calibration"] == other["calibration"]) is same
+    adapters = (Path(output, "adapter", "adapter_model.safetensors").read_bytes() for output in (here, there))
+    assert (next(adapters) == next(adapters)) is same
 
 
 def test_what_foresees_nothing_has_no_calibration(bert: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from processes import Forked, can_fork
-from retain import cli, files, store
+from retain import cli, files, scoring, store
 from retain import run as running
 from retain.config import RunConfig, parse
 from retain.methods import METHODS
@@ -91,8 +91,8 @@ def test_a_run_stopped_again_and_again_while_it_scores_and_saves_ends_as_if_it_h
     )
     run(whole, quiet())
     for name, call, error, owner in (
-        ("evaluate", 1, KeyboardInterrupt, running),  # of the untouched model
-        ("evaluate", 3, KeyboardInterrupt, running),  # in the middle of the scores after the first task
+        ("evaluate", 1, KeyboardInterrupt, scoring),  # of the untouched model
+        ("evaluate", 3, KeyboardInterrupt, scoring),  # in the middle of the scores after the first task
         ("write_adapter", 1, Crash, store),
         ("write_tensors", 2, KeyboardInterrupt, store),
         ("write_json", 2, Crash, store),  # of the first task's scores

@@ -89,8 +89,9 @@ def test_the_first_task_is_already_held_by_the_guard(schooled: str, tmp_path: Pa
 def test_a_run_killed_in_its_first_task_still_holds_the_guard(
     method: dict[str, Any], llama: str, tmp_path: Path
 ) -> None:
+    sections: dict[str, Any] = {"method": method, "evaluation": {"gauge": "validation"}}
     whole, broken = (
-        parse(guarded_run(llama, tmp_path, method=method, output=str(tmp_path / name))) for name in ("whole", "broken")
+        parse(guarded_run(llama, tmp_path, output=str(tmp_path / name), **sections)) for name in ("whole", "broken")
     )
     run(whole, quiet())
     stopped(broken, "fit", 1)

@@ -211,6 +211,19 @@ def test_validation_rows_are_held_out_of_the_training_rows_and_test_rows_of_both
         assert not test & (less | validation) and not less & validation and less | validation == train
 
 
+def test_rows_for_the_gauge_are_the_validation_rows_beside_the_test_rows(tokenizer: Any, sport: str) -> None:
+    entry = {"data_files": sport, "test_fraction": 0.25, "split_by_class": 2, "max_test": 3}
+    final, tuning, both = (
+        stream(tokenizer, entry, **config) for config in ({}, VALIDATION, {"evaluation": {"gauge": "validation"}})
+    )
+    assert final.gauge is None and both.gauge is not None and both.gauge.tasks.keys() == {"t0-0"}
+    gauge, task = both.gauge.tasks["t0-0"], both.tasks[0]
+    assert texts_of(tokenizer, gauge.test) == texts_of(tokenizer, tuning.tasks[0].test)
+    assert texts_of(tokenizer, task.train) == texts_of(tokenizer, tuning.tasks[0].train)
+    assert texts_of(tokenizer, task.test) == texts_of(tokenizer, final.tasks[0].test)
+    assert stream(tokenizer, entry, evaluation={"rows": "validation", "gauge": "validation"}).gauge is None
+
+
 def test_a_file_of_test_rows_is_not_opened_for_validation(tokenizer: Any, sport: str, tmp_path: Path) -> None:
     (tmp_path / "gone.jsonl").write_text("no JSON")
     files = {"train": sport, "test": str(tmp_path / "gone.jsonl")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -13,11 +13,24 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from retain.batches import Padded
-from retain.task import IGNORED, CrossEntropy, evaluating, forward, has_decoder, on_device
+from retain.task import IGNORED, CrossEntropy, Task, evaluating, forward, has_decoder, on_device
 from retain.wording import METRICS, Metric
 
 OPTIONS = "option_accuracy"
 TOKEN = 1 / 8  # of a forward of a whole row is what a token that is written takes, about
+
+
+@dataclass(frozen=True, eq=False)
+class Apart:
+    """What calibrates the gauge where that is not what is scored.
+
+    Attributes:
+        tasks: those of the stream and its guard, by name, with other test rows.
+        asked: of tasks by name, what a language model is asked on these rows.
+    """
+
+    tasks: dict[str, Task] = field(default_factory=dict)
+    asked: dict[str, Asked] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

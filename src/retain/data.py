@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,12 @@ from datasets.fingerprint import Hasher
 from torch import Tensor
 from transformers import DataCollatorWithPadding, default_data_collator
 
-from retain.answers import Asked
+from retain.answers import Apart, Asked
 from retain.artefact import origin
 from retain.language import language_tasks
 from retain.metrics import OF_NUMBERS
-from retain.sources import DataError, Split, check_column, natural, numbers, progress, read
+from retain.sources import DataError, Split, check_column, natural, numbers, progress
+from retain.splits import Splits, splits_of
 from retain.task import CrossEntropy, SquaredError, Task
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Stream:
         groups: (C,) number of the task that owns each global class; None if all share them.
         guard: rows on which the untouched model is good; None if none are named.
         asked: of tasks by name, what a language model is asked on their test rows.
+        gauge: what calibrates a method's gauge; None if what is scored does.
         before: class names of each task that was learned before, of a run that begins with a state.
     """
 
@@ -52,6 +54,7 @@ class Stream:
     groups: Tensor | None
     guard: Task | None = None
     asked: Mapping[str, Asked] = field(default_factory=dict)
+    gauge: Apart | None = None
     before: list[list[str]] = field(default_factory=list)
 
     @property
@@ -70,9 +73,7 @@ class Stream:
 class _Piece:
     name: str
     entry: TaskConfig
-    classes: list[str]
-    train: Split
-    test: Split
+    rows: Splits
 
 
 def load_stream(config: RunConfig, processor: Any) -> Stream:
@@ -85,12 +86,12 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
     earlier, before = ([t.name for t in learned.tasks], [t.labels for t in learned.blocks]) if learned else ([], [])
     if config.model.writes:
         _check_names([entry.name for entry in config.tasks], earlier)
-        tasks, guard, asked = language_tasks(config, processor)
-        return Stream(tasks, [[] for _ in tasks], None, guard, asked, before)
+        tasks, guard, asked, gauge = language_tasks(config, processor)
+        return Stream(tasks, [[] for _ in tasks], None, guard, asked, gauge, before)
     pieces = [piece for entry in config.tasks for piece in _pieces(entry, config)]
     names = [piece.name for piece in pieces]
     _check_names(names, earlier)
-    labels = [piece.classes for piece in pieces]
+    labels = [piece.rows.classes for piece in pieces]
     groups = None
     if config.scenario == "domain":
         labels = [_union(labels, before)] * len(labels)
@@ -101,22 +102,24 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
         if not piece.entry.is_regression:
             check_classes(piece.name, own)
     encode = _Images(processor) if config.model.kind == "image" else _Texts(processor)
-    tasks, start = [], sum(map(len, before)) if groups is not None else 0
+    tasks, apart, start = [], Apart(), sum(map(len, before)) if groups is not None else 0
     for number, (piece, own) in enumerate(zip(pieces, labels, strict=True), len(before)):
         ids = {name: start + i for i, name in enumerate(own)}
         start += len(own) if groups is not None else 0
-        train, test = (encode(piece, split.rows, _targets(piece, split, ids)) for split in (piece.train, piece.test))
+        train, test, *more = (encode(piece, split.rows, _targets(piece, split, ids)) for split in piece.rows.every)
         loss = SquaredError(groups, number) if piece.entry.is_regression else CrossEntropy(groups)
         known, metric = config.scenario != "class", piece.entry.metric or "accuracy"
         tasks.append(Task(piece.name, train, test, loss, encode.collate, known=known, metric=metric))
-    return Stream(tasks, labels, groups, before=before)
+        for rows in more:
+            apart.tasks[piece.name] = replace(tasks[-1], test=rows)
+    return Stream(tasks, labels, groups, gauge=apart if apart.tasks else None, before=before)
 
 
 def _targets(piece: _Piece, split: Split, ids: Mapping[str, int]) -> np.ndarray:
     """What the rows (n,) of a piece are to be: numbers, or the ids of their classes."""
     if piece.entry.is_regression:
         found = numbers(piece.entry, split.rows)
-        if split is piece.train and not 1 / FAR < (spread := float(found.std())) < FAR:
+        if split is piece.rows.train and not 1 / FAR < (spread := float(found.std())) < FAR:
             warnings.warn(
                 f"task {piece.name!r}: the standard deviation of its numbers is {spread:.3g}, and a distance of one "
                 "costs half a nat: give them a spread of about one, or the task counts for all others or for nothing",
@@ -142,21 +145,17 @@ def _check_names(names: list[str], earlier: list[str]) -> None:
 
 def _pieces(entry: TaskConfig, config: RunConfig) -> Iterator[_Piece]:
     """The tasks that an entry becomes: one, or one for every ``split_by_class`` classes."""
-    seed, scored = config.rows_seed, config.evaluation.rows or "test"
-    train, test, classes = read(entry, seed, scored, labelled=not entry.is_regression)
+    seed, rows = config.rows_seed, splits_of(config, entry, labelled=not entry.is_regression)
     if entry.is_regression:
-        own_train, own_test = train.at_most(entry.max_train, seed), test.at_most(entry.max_test, seed)
-        yield _Piece(entry.name, entry, [NUMBER], own_train, own_test)
+        yield _Piece(entry.name, entry, replace(rows.at_most(entry, seed), classes=[NUMBER]))
         return
+    classes = rows.classes
     step = entry.split_by_class or len(classes)
     for i, start in enumerate(range(0, len(classes), step)):
         name, own = f"{entry.name}-{i}" if entry.split_by_class else entry.name, classes[start : start + step]
         if entry.max_train is not None and entry.max_train < len(own):
             raise DataError(f"task {name!r}: max_train {entry.max_train} is less than its {len(own)} classes")
-        own_train, own_test = train.of(own).at_most(entry.max_train, seed), test.of(own).at_most(entry.max_test, seed)
-        if not len(own_test.names):
-            raise DataError(f"task {name!r}: the {scored} split has no row of its classes {', '.join(own)}")
-        yield _Piece(name, entry, own, own_train, own_test)
+        yield _Piece(name, entry, rows.of(name, own).at_most(entry, seed))
 
 
 def _union(labels: list[list[str]], before: list[list[str]]) -> list[str]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import datasets
 from datasets.fingerprint import Hasher
 
-from retain.answers import Asked
+from retain.answers import Apart, Asked
 from retain.batches import Padded
 from retain.formats import FormatError, Learned, Spoken, answer_of, answered, format_of, spoken
 from retain.nearest import did_you_mean
 from retain.pictures import Illustrated, Pictures, check_picture
-from retain.sources import DataError, progress, read
+from retain.sources import DataError, Split, progress
+from retain.splits import splits_of
 from retain.task import IGNORED, CrossEntropy, Task
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ SPACE = "▁"  # of sentencepiece
 LONG = 5_000  # rows from which on a progress bar is worth its line
 
 
-def language_tasks(config: RunConfig, processor: Any) -> tuple[list[Task], Task | None, dict[str, Asked]]:
-    """The tasks and the guard of ``config``, and what is asked on the test rows of tasks, by name.
+def language_tasks(config: RunConfig, processor: Any) -> tuple[list[Task], Task | None, dict[str, Asked], Apart | None]:
+    """The tasks and the guard of ``config``, what is asked on the test rows of tasks, and what calibrates the gauge.
 
     Rows are data sets of ``input_ids`` and ``labels``, -100 where nothing is learned; those of an encoder-decoder have
     what is read in the one and what is to be written in the other, those of a model of pictures their ``image``.
@@ -38,7 +39,7 @@ def language_tasks(config: RunConfig, processor: Any) -> tuple[list[Task], Task 
     Raises:
         DataError: the first thing wrong with the data, in one line.
     """
-    encode, seed, asked = encoder_of(config, processor), config.rows_seed, dict[str, Asked]()
+    encode, asked, apart = encoder_of(config, processor), dict[str, Asked](), Apart()
     tokenizer, pictures = encode.tokenizer, encode.pictures
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -46,15 +47,23 @@ def language_tasks(config: RunConfig, processor: Any) -> tuple[list[Task], Task 
     collate = padded if pictures is None else Illustrated(padded, pictures)
 
     def task(entry: TaskConfig) -> Task:
-        train, test, _ = read(entry, seed, config.evaluation.rows or "test", labelled=False)
-        rows = train.at_most(entry.max_train, seed).rows
-        learned = encode(entry, "training", rows)
-        scored = encode(entry, "test", test.at_most(entry.max_test, seed).rows, rows)
-        if entry.metrics or entry.options:
-            asked[entry.name] = _asked(entry, scored, encode)
-        return Task(entry.name, learned, scored, CrossEntropy(), collate)
+        splits = splits_of(config, entry, labelled=False).at_most(entry, config.rows_seed)
+        train = splits.train.rows
 
-    return [task(entry) for entry in config.tasks], None if config.guard is None else task(config.guard), asked
+        def scored(split: Split, questions: dict[str, Asked]) -> datasets.Dataset:
+            rows = encode(entry, "test", split.rows, train)
+            if entry.metrics or entry.options:
+                questions[entry.name] = _asked(entry, rows, encode)
+            return rows
+
+        learned = encode(entry, "training", train)
+        found = Task(entry.name, learned, scored(splits.test, asked), CrossEntropy(), collate)
+        if splits.gauge is not None:
+            apart.tasks[entry.name] = replace(found, test=scored(splits.gauge, apart.asked))
+        return found
+
+    tasks, guard = [task(entry) for entry in config.tasks], None if config.guard is None else task(config.guard)
+    return tasks, guard, asked, apart if apart.tasks else None
 
 
 def encoder_of(config: RunConfig, processor: Any) -> Encoder:

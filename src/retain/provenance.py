@@ -90,6 +90,7 @@ def begun(ledger: Ledger, shop: Workshop, stage: Stage) -> None:
     held = scored[len(tasks) :] if shop.method.guards else []
     trains = held if stage.task is None else tasks if shop.method.cumulative else [tasks[stage.number]]
     reads = [_read(task, "train") for task in trains] + [_read(task, "test") for task in scored]
+    reads += [_read(task, "test") | {"split": "gauge"} for task in shop.gauging(stage)]
     ledger.append("begin", number=stage.number, name=stage.name, reads=reads)
 
 

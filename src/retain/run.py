@@ -10,8 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,13 @@ from rich.markup import escape
 
 from retain import config as configuration
 from retain import ranks, store, trained
-from retain.answers import answers
 from retain.artefact import Manifest, keep_origin, origin
-from retain.batches import length_of
 from retain.calibration import calibrate, doubts, note, shares_lost
 from retain.card import card
 from retain.checkpoints import last_checkpoint
 from retain.config import RunConfig
 from retain.continuing import begin_with, manifest_of, restore, write_state
-from retain.evaluate import Score, evaluate, evaluate_unsaid
+from retain.evaluate import Score
 from retain.files import copy_folder, drop_folder, held, sweep, write
 from retain.guard import learn_base
 from retain.hf import fit
@@ -37,6 +34,7 @@ from retain.ledger import LEDGER, Ledger
 from retain.progress import StepBar, WorkBar
 from retain.provenance import begun, ended, opened
 from retain.results import UNMEASURED, headline, record, results, row_losses, row_scores
+from retain.scoring import score, score_gauge
 from retain.sharding import reshard
 from retain.stopping import Stop
 from retain.task import Task
@@ -100,7 +98,7 @@ def _run(config: RunConfig, console: Console, tasks: int | None, stop: Stop) -> 
         console.print(f"[yellow]{config.method['name']} keeps training rows of every task in the run's state[/]")
     elif left and shop.method.growth:
         console.print(f"[yellow]{config.method['name']} keeps more with every task[/] (docs/methods.md says how much)")
-    work = [stage.work + shop.scoring() for stage in left]
+    work = [stage.work + shop.scoring(stage) for stage in left]
     boundaries = [int(stage.task is not None or shop.measures_base) for stage in left]
     trackers = Trackers(configuration.tracker_arguments(config), shop.model, _read(finished))
     with trackers if left else nullcontext(), WorkBar(console, sum(work), sum(boundaries)) as bar:
@@ -162,21 +160,24 @@ def _work(shop: Workshop, stage: Stage, last: Path, beside: _Beside) -> None:
             learn_base(shop.method, shop.stream.guard)
         found["boundary"] = shop.method.boundary
         clock.lap("boundary")
-    scores = _score(shop, stage, bar)
-    if foreseen and not remembered.keys() <= scores.keys():
+    scores, gauge = score(shop, stage, bar), score_gauge(shop, stage, bar)
+    measured = scores if gauge is None else gauge
+    if foreseen and not remembered.keys() <= measured.keys():
         found["boundary"] |= {"foreseen": foreseen["total"]}  # the rows to measure it on are elsewhere
     elif foreseen:
-        compared = calibrate(foreseen, remembered, store.read_tensors(last / LOSSES), row_losses(scores))
-        before, now = store.read_json(last / "scores.json")["tasks"], record(stage.number, scores)["tasks"]
-        lost = shares_lost(remembered, row_scores(before), row_scores(now))
+        compared = calibrate(foreseen, remembered, store.read_tensors(last / LOSSES), row_losses(measured))
+        before, now = store.read_json(last / "scores.json"), record(stage.number, measured)["tasks"]
+        lost = shares_lost(remembered, row_scores(before.get("gauge", before["tasks"])), row_scores(now))
         compared["total"] |= note(shop.method, stage.name, compared["total"], lost)
         found["calibration"] = compared
-        warned += doubts(compared, strength, stage.name, before.get(stage.name, UNMEASURED)["loss"])
+        warned += doubts(compared, strength, stage.name, before["tasks"].get(stage.name, UNMEASURED)["loss"])
+    found |= {} if gauge is None else {"gauge": record(stage.number, gauge)["tasks"]}
     clock.lap("evaluate")
     ranks.wait()  # until all have read what belongs to the stage before
     reshard(shop.model)
     if book is not None:
         book.check()
+        store.write_tensors(stage.folder / LOSSES, row_losses(measured))
         _save(shop, stage, scores, found | {"seconds": clock.seconds}, last, book.entries[-1]["reads"])
     ranks.wait()
 
@@ -214,26 +215,6 @@ def _fit(shop: Workshop, task: Task, stage: Stage, beside: _Beside) -> tuple[int
     return taken, steps.history
 
 
-def _score(shop: Workshop, stage: Stage, bar: WorkBar) -> dict[str, Score]:
-    method, scores = shop.method, {}
-    how: Any = {"seen": range(shop.before + stage.number + 1), "batch_size": shop.config.scored_at_once}
-    for task in shop.scored():
-        bar.show(f"{stage.name}: scoring {task.name}")
-        method.activate(None if task is shop.stream.guard else task.name)
-        score = evaluate(shop.model, task, **how)
-        if method.separate and method.learned and shop.stream.guessed:
-            score = evaluate_unsaid(method, task, score, **how)
-        scores[task.name] = score if shop.stream.guessed else replace(score, correct_unknown=None, task_found=None)
-        bar.advance(len(task.test), length := length_of(task.test))
-        if asked := shop.stream.asked.get(task.name):
-            bar.show(f"{stage.name}: asking {task.name}")
-            advance = partial(bar.advance, each=length)
-            found = answers(shop.model, asked, batch_size=shop.config.scored_at_once, advance=advance)
-            scores[task.name] = replace(score, answers=found)
-    method.activate(None)
-    return scores
-
-
 @contextmanager
 def _heard(warned: list[str]) -> Iterator[None]:
     """What the block warns a user of joins ``warned``, to be shown and kept with the rest."""
@@ -255,7 +236,6 @@ def _save(
         write_state(shop, stage.folder / STATE, _earlier(shop, stage, last), reads)
         sizes = {"adapter": store.size(stage.folder / "adapter"), "state": store.size(stage.folder / METHOD)}
         found["bytes"] = sizes | {"kinds": store.by_kind(shop.method.state_dict())}
-    store.write_tensors(stage.folder / LOSSES, row_losses(scores))
     store.write_json(stage.folder / "scores.json", found)
     store.close(stage.folder, without="trainer")
 

@@ -88,10 +88,20 @@ class HeadsConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How tasks are scored, so many rows at a time (64, of language models 8), and on which: "test" if not said."""
+    """How tasks are scored, so many rows at a time (64, of language models 8), and on which: "test" if not said.
+
+    ``gauge``: the rows on which a method's gauge is calibrated, which sets ``strength: auto`` and budgets; if not said,
+    those that are scored.
+    """
 
     batch_size: Count | None = None
     rows: Literal["test", "validation"] | None = None
+    gauge: Literal["validation"] | None = None
+
+    @property
+    def sets_gauge_apart(self) -> bool:
+        """Whether other rows than those that are scored calibrate the gauge."""
+        return self.gauge is not None and self.gauge != self.rows
 
 
 class TaskConfig(Section):

@@ -93,11 +93,20 @@ class Workshop:
         """The tasks, and the guard if there is one."""
         return [*self.stream.tasks, *([self.stream.guard] if self.stream.guard else [])]
 
-    def scoring(self) -> float:
-        """The work of scoring all of them, and of what they are asked, in forwards of a token, or of an image."""
-        asked = self.stream.asked
-        rows = [(t.test, len(t.test) + (asked[t.name].work if t.name in asked else 0)) for t in self.scored()]
-        return sum(n * length_of(test) for test, n in rows)
+    def gauging(self, stage: Stage) -> list[Task]:
+        """What calibrates the gauge after ``stage``, if not what is scored: tasks learned by then, and the guard."""
+        if self.stream.gauge is None or self.method.factor is None:
+            return []
+        guard = [self.stream.guard] if self.stream.guard else []
+        return [self.stream.gauge.tasks[task.name] for task in [*self.stream.tasks[: stage.number + 1], *guard]]
+
+    def scoring(self, stage: Stage) -> float:
+        """The work of both after ``stage``, and of what is asked, in forwards of a token, or of an image."""
+        gauge, work = self.stream.gauge, 0.0
+        for tasks, asked in ((self.scored(), self.stream.asked), (self.gauging(stage), gauge.asked if gauge else {})):
+            rows = [(t.test, len(t.test) + (asked[t.name].work if t.name in asked else 0)) for t in tasks]
+            work += sum(n * length_of(test) for test, n in rows)
+        return work
 
     def leaves_state(self, stage: Stage) -> bool:
         """Whether ``stage`` has something that the next one goes on from."""

@@ -16,7 +16,8 @@ from retain.config import RunConfig, TaskConfig, training_arguments
 from retain.data import MAX_LENGTH, NUMBER, check_classes
 from retain.hf import load_processor
 from retain.language import encoder_of
-from retain.sources import FORMATS, check_column, numbers, read
+from retain.sources import FORMATS, check_column, numbers
+from retain.splits import splits_of
 
 SAMPLE = 256  # rows of a task that are read to see how long they are
 
@@ -66,8 +67,9 @@ def tasks_of(config: RunConfig, entry: TaskConfig, tokenizer: Any = None) -> Ite
         known = [NUMBER] if entry.is_regression else entry.classes
         yield Task(entry.name, None, None if known is None else [str(c) for c in known])
         return
-    labels, scored = not config.model.writes and not entry.is_regression, config.evaluation.rows or "test"
-    train, _, classes = read(entry, config.rows_seed, scored, labelled=labels)
+    labels = not config.model.writes and not entry.is_regression
+    found = splits_of(config, entry, labelled=labels)
+    train, classes = found.train, found.classes
     for i, start in enumerate(range(0, len(classes), step := entry.split_by_class or len(classes))):
         own = classes[start : start + step]
         rows = train.of(own).at_most(entry.max_train, config.rows_seed)
