@@ -24,7 +24,7 @@ from retain.hooks import attach
 from retain.method import Method
 from retain.methods import METHODS
 from retain.run import run
-from retain.task import Task, default_collate
+from retain.task import Task, default_collate, forward
 from runs import left_by, quiet, settings
 from test_laws import RULES, outputs, steady_bert
 
@@ -39,6 +39,11 @@ SECOND = texts("second", (4, 3), seed=1)
 def second_in_rows() -> Task:
     rows = [{k: v[i] for k, v in batch.items()} for batch in SECOND.train for i in range(len(batch["labels"]))]
     return Task("second", rows, collate=default_collate)
+
+
+def elsewhere(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Labels under a name that Trainer does not know."""
+    return forward(model, {k: v for k, v in batch.items() if k != "wanted"} | {"labels": batch["wanted"]})
 
 
 def before_second(name: str) -> Method:
@@ -57,14 +62,17 @@ def measured(method: Method, task: Task) -> dict[str, Tensor]:
     return found | {"outputs": outputs(method)}
 
 
-def through_trainer(name: str, folder: Path, accumulation: int = 1) -> dict[str, Tensor]:
+def through_trainer(name: str, folder: Path, accumulation: int = 1, own: bool = False) -> dict[str, Tensor]:
     method, task = before_second(name), second_in_rows()
+    if own:
+        rows = [{"wanted" if k == "labels" else k: v for k, v in row.items()} for row in task.train]
+        task = replace(task, train=rows, forward=elsewhere)
     if accumulation > 1:
         task = replace(task, train=[*task.train, task.train[0]])  # eight: each step takes two rounds of two
     method.begin_task(task)
     several = torch.distributed.is_initialized()
     arguments = TrainingArguments(
-        str(folder / name / str(accumulation)),
+        str(folder / name / f"{accumulation}-{own}"),
         use_cpu=True,
         per_device_train_batch_size=4 // accumulation // (2 if several else 1),
         gradient_accumulation_steps=accumulation,
@@ -106,6 +114,7 @@ def in_own_loop(name: str, folder: Path) -> dict[str, Tensor]:
 CASES: dict[str, Callable[[Path], dict[str, Tensor]]] = {
     **{name: partial(through_trainer, name) for name in [*METHODS, "ewc-lora, merged", "dwd, running"]},
     "ewc-lora, accumulated": partial(through_trainer, "ewc-lora", accumulation=2),
+    "ewc-lora, a forward of its own": partial(through_trainer, "ewc-lora", own=True),
     "ewc-lora in an own loop": partial(in_own_loop, "ewc-lora"),
     "replay in an own loop": partial(in_own_loop, "replay"),
 }

@@ -65,6 +65,7 @@ FLOORS = (
         "reading",
         "reference",
         "checkpoints",
+        "trainer",
         "hf",
         "progress",
         "stopping",

@@ -90,8 +90,10 @@ def check_packing(model: Any, task: Task) -> None:
     """See that two rows of ``task`` have the same loss end to end as each alone.
 
     Raises:
-        ValueError: they have not.
+        ValueError: they have not, or the task has a forward of its own.
     """
+    if task.forward is not forward:
+        raise ValueError(f"packing: task {task.name!r} has a forward of its own, which takes its rows side by side")
     tokens = [task.train[i]["input_ids"][:CHECKED] for i in (0, len(task.train) - 1)]
     rows, device = [{"input_ids": ids, "labels": ids} for ids in tokens], next(model.parameters()).device
 

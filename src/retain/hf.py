@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,18 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import is_bitsandbytes_available, logging
 
 from retain.batches import check_packing, packed, tokens_of, with_decoder_inputs
 from retain.callback import ContinualCallback
 from retain.checkpoints import Latest, last_checkpoint
-from retain.files import writing
 from retain.gradients import NotFinite
-from retain.heads import apart, final_classifier, install_heads
+from retain.heads import final_classifier, install_heads
 from retain.lora import add_lora
 from retain.method import Method
 from retain.sharding import keep_whole
 from retain.task import Task, aligned, forward, has_decoder
+from retain.trainer import Forwarding, Saving
 
 # kind of stream -> the transformers classes of its model and of what prepares its rows
 CLASSES = {
@@ -112,7 +112,9 @@ def fit(
     """Train ``model`` on ``task`` through Trainer with ``method`` beside the optimizer, between its begin and end.
 
     The loss is the task's, as a mean over the examples (tokens, for sequences) of a whole optimizer step, whatever the
-    number of processes; where the last rows of an epoch are too few for all of them, some rows count twice. For
+    number of processes; where the last rows of an epoch are too few for all of them, some rows count twice. A task's
+    own ``forward`` is called on batches that are mappings; where these have ``labels``, those that are not -100 are
+    what the mean is over. For
     sequences an extra loss in nats per example is divided by the target tokens of an example, on average, so that
     ``strength`` weighs a nat like a nat there too. With ``packing`` the rows of a batch stand end to end. A
     checkpoint left in ``arguments.output_dir`` by an interrupted training is continued.
@@ -122,10 +124,8 @@ def fit(
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite, unless ``not_finite`` leaves such steps out.
-        ValueError: the task has a ``forward`` of its own, or the model lets packed rows see each other.
+        ValueError: the model lets packed rows see each other.
     """
-    if task.forward is not forward:
-        raise ValueError(f"task {task.name!r} has a forward of its own, which Trainer does not call: use a loop")
     if packing:
         check_packing(model, task)
     cls, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
@@ -139,7 +139,8 @@ def fit(
         arguments.save_total_limit = None
     if _all_have_rows(len(task.train), arguments):
         arguments.accelerator_config.even_batches = False
-    trainer = Saving(
+    kind = Saving if task.forward is forward else partial(Forwarding, task.forward)
+    trainer = kind(
         model,
         arguments,
         train_dataset=task.train,
@@ -158,35 +159,6 @@ def fit(
     return int(steps)
 
 
-class Saving(Trainer):
-    """A Trainer that tells in one line what kept it from writing a checkpoint, whichever library was at it.
-
-    Under FSDP2 every process has the adapter whole, and the first alone writes it.
-    """
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not self.is_fsdp_enabled:
-            super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
-            self._save(output_dir)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with apart(self.model) if self.is_fsdp_enabled else nullcontext():
-            super()._save_optimizer_and_scheduler(output_dir)
-
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with apart(self.model) if self.is_fsdp_enabled else nullcontext():
-            super()._load_from_checkpoint(*args, **kwargs)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        with writing(folder):
-            try:
-                super()._save_checkpoint(model, trial)
-            except RuntimeError as error:  # which is how torch tells of a file
-                raise OSError(f"torch: {str(error).splitlines()[0]}") from error
-
-
 def _collate_of(model: nn.Module, task: Task) -> Callable[[list], Any] | None:
     """What makes batches of rows for Trainer, which keeps labels from a model whose own loss it does not take."""
     collate: Callable[[list], Any] | None = task.collate
@@ -202,15 +174,16 @@ def _all_have_rows(rows: int, arguments: TrainingArguments) -> bool:
 
 
 def _loss_of(model: nn.Module, task: Task, not_finite: NotFinite) -> Callable[..., Tensor]:
-    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        logits, targets = aligned(model, outputs.logits, labels)
-        total = task.loss.nll(logits, targets).sum()
+    def loss(outputs: Any, targets: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        if task.forward is forward:
+            outputs, targets = aligned(model, outputs.logits, targets)
+        total = task.loss.nll(outputs, targets).sum()
         if not_finite == "stop" and not torch.isfinite(total):
             raise FloatingPointError(
                 f"the loss on task {task.name!r} is {total.item()}: lower training.learning_rate, or "
                 "train in a wider dtype"
             )
-        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+        return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
 
     return loss
 

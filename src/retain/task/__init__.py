@@ -14,6 +14,7 @@ from retain.task.rows import (
     has_decoder,
     joined,
     on_device,
+    rows_in,
     rows_of,
 )
 
@@ -38,5 +39,6 @@ __all__ = [
     "joined",
     "on_device",
     "precise",
+    "rows_in",
     "rows_of",
 ]

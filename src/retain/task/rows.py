@@ -115,7 +115,7 @@ class Task:
 
     def order(self, seed: int = 0) -> Tensor:
         """The numbers of all training rows (N,), shuffled by ``seed``."""
-        count = sum(map(_rows_in, self.train)) if _in_batches(self) else len(rows_of(self.train, self.collate)[0])
+        count = sum(map(rows_in, self.train)) if _in_batches(self) else len(rows_of(self.train, self.collate)[0])
         if count == 0:
             raise ValueError(self._empty)
         return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
@@ -173,14 +173,15 @@ def _in_batches(task: Task) -> bool:
     return isinstance(task.train, list | tuple) and task.collate is None
 
 
-def _rows_in(batch: Batch) -> int:
+def rows_in(batch: Batch) -> int:
+    """How many rows ``batch`` has."""
     return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
 
 
 def _rebatched(batches: Sequence[Batch], chosen: Tensor, size: int) -> Iterator[tuple[Tensor, Batch]]:
     start = 0
     for batch in batches:
-        length = _rows_in(batch)
+        length = rows_in(batch)
         mine = chosen[(chosen >= start) & (chosen < start + length)]
         for chunk in mine.split(size) if len(mine) else ():
             index = chunk - start
