@@ -76,7 +76,7 @@ FLOORS = (
         "summaries",
         "plots",
     },
-    {"config", "sections"},
+    {"config", "sections", "kinds"},
     {"data", "sources", "splits", "language", "pictures"},
     {
         "run",

@@ -17,7 +17,7 @@ import transformers
 from PIL import Image
 
 from retain import cli
-from retain.commands.costs import outline
+from retain.commands.outlines import outline
 from retain.config import RunConfig, load
 from retain.run import run
 from retain.sections import ModelConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retain.commands.costs import outline
+from retain.commands.outlines import outline
 from retain.hf import load_model, load_processor
 from retain.sections import ModelConfig
 

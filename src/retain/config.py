@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from retain import yamls
 from retain.intake import read_text
+from retain.kinds import check_guard, check_task_kind
 from retain.mistakes import Within, one_line
 from retain.sections import (
     LEARNS,
@@ -25,11 +26,9 @@ from retain.sections import (
     Seed,
     TaskConfig,
     Text,
-    check_guard,
     check_keywords,
     check_metrics,
     check_scored,
-    check_task_kind,
     checked_training,
 )
 

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from retain.commands import costs
-from retain.commands.costs import Outline, cost, machine, outline
+from retain.commands.costs import cost, machine
+from retain.commands.outlines import Outline, outline
 from retain.config import ModelConfig
 from retain.fisher.capture import capture
 from retain.fisher.forms import FORMS

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from retain.commands.costs import Cost, Machine, Outline, cost, machine, outline
+from retain.commands.costs import Cost, Machine, cost, machine
+from retain.commands.outlines import Outline, outline
 from retain.commands.table import MISSING
 from retain.commands.trainings import Task, Training, mean_tokens, tasks_of, tokenizer_of, trainings_of
 from retain.config import RunConfig, make_method
