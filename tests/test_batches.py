@@ -75,6 +75,8 @@ def test_tokens_are_counted_as_they_are_learned() -> None:
         tokens_of(bare_t5(), Task("t", rows)) == (2 + 0 + 2 + 2) / 4
     )  # whose first token has a decoder's start before it
     assert tokens_of(bare_bert(), Task("t", plain)) == 1.0
+    numbers = datasets.Dataset.from_list([{"input_ids": [1], "labels": [0.5, 1.0, 2.0]}])
+    assert tokens_of(bare_bert(), Task("t", numbers)) == 1.0
 
 
 @pytest.mark.parametrize(("strength", "share"), [(6.0, 0.25), (0.0, 1.0)])

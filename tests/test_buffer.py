@@ -49,6 +49,13 @@ def test_keys_belong_to_the_number_of_a_row_and_the_seed():
     assert len(whole.unique()) == 50 and (whole >= 0).all() and (whole < 1).all()
 
 
+def test_numbers_are_no_tokens_even_if_there_are_as_many():
+    (batch,) = texts(sizes=(2,), length=7).train
+    batch["attention_mask"][:, 5:] = 0
+    ((_, rows),) = stacked([batch | {"labels": torch.randn(2, 7)}])
+    assert rows["input_ids"].shape == (2, 5) and rows["labels"].shape == (2, 7)
+
+
 def test_token_rows_of_any_length_become_one_batch_that_is_no_longer_than_it_has_to_be():
     short, long = (prompts(sizes=(2,), length=n, seed=n).train[0] for n in (5, 9))
     long = {name: x[:, :8] for name, x in long.items()}

@@ -104,6 +104,17 @@ def test_regression_has_no_accuracy() -> None:
     assert score.correct is None
 
 
+def test_numbers_are_scored_in_the_unit_of_their_labels() -> None:
+    x, net = torch.randn(6, 4), MLP()
+    task = Task("t", [], [(x, torch.ones(6, 3))], SquaredError(), metric="neg_mpjpe", unit=100.0)
+    score = evaluate(net, task)
+    assert score.said is not None and score.wanted is not None
+    torch.testing.assert_close(score.said, 100 * net(x).double())
+    assert score.wanted.tolist() == [[100.0] * 3] * 6
+    with pytest.raises(ValueError, match="task 't': metric 'pearson' is of one number a row, and a row has 3; of sev"):
+        evaluate(net, replace(task, metric="pearson"))
+
+
 def test_it_evaluates_without_dropout_and_leaves_the_model_as_it_was() -> None:
     net = nn.Sequential(nn.Dropout(0.9), MLP())
     net[1].eval()

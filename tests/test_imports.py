@@ -77,7 +77,7 @@ FLOORS = (
         "plots",
     },
     {"config", "sections", "kinds"},
-    {"data", "sources", "splits", "language", "pictures"},
+    {"data", "sources", "splits", "regressions", "language", "pictures"},
     {
         "run",
         "trackers",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import matthews_corrcoef, mean_absolute_error
 
 from retain import paired, scores
-from retain.metrics import OF_NUMBERS, Answered, unit
+from retain.metrics import OF_NUMBERS, Answered, errors, misfit, unit
 
 ORACLES = {
     "matthews": matthews_corrcoef,
     "pearson": lambda wanted, said: pearsonr(wanted, said).statistic,
     "spearman": lambda wanted, said: spearmanr(wanted, said).statistic,
     "neg_mean_absolute_error": lambda wanted, said: -mean_absolute_error(wanted, said),
+    "neg_mpjpe": lambda wanted, said: -mean_absolute_error(wanted, said),  # of errors beside zero, as they are kept
 }
 
 
@@ -77,3 +80,22 @@ def test_what_was_not_measured_has_no_score() -> None:
 
 def test_tasks_of_several_metrics_have_a_score() -> None:
     assert unit(["pearson"] * 2) == "Pearson correlation" and unit(["pearson", "accuracy"]) == "score"
+
+
+def test_errors_of_several_numbers_a_row() -> None:
+    rng = np.random.default_rng(0)
+    said, wanted = 100 * rng.normal(size=(2, 5, 12)), 100 * rng.normal(size=(5, 12))
+    for stage, errs in zip(said, errors("neg_mpjpe", said, wanted), strict=True):
+        assert errs == pytest.approx([joints_apart(*row) for row in zip(stage, wanted, strict=True)])
+    for stage, errs in zip(said, errors("neg_mean_absolute_error", said, wanted), strict=True):
+        assert errs.mean() == pytest.approx(mean_absolute_error(wanted, stage))
+    found = Answered("neg_mpjpe", errors("neg_mpjpe", said, wanted), np.zeros(5))
+    assert found.scores() == pytest.approx(-errors("neg_mpjpe", said, wanted).mean(1)) and found.is_error
+    assert not misfit("neg_mpjpe", 12) and not misfit("pearson", 1)
+    assert "and a row has 10" in misfit("neg_mpjpe", 10) and "of one number a row" in misfit("pearson", 2)
+
+
+def joints_apart(said: list[float], wanted: list[float]) -> float:
+    """The mean distance of joints, one after the other."""
+    joints = range(0, len(said), 3)
+    return sum(math.dist(said[i : i + 3], wanted[i : i + 3]) for i in joints) / len(joints)

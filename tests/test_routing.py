@@ -1,5 +1,7 @@
 """Which task a row belongs to, by pretrained features."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -29,6 +31,14 @@ def test_means_are_those_of_the_rows_of_each_label(model, rows):
     each = torch.cat([features(adapted, sites(adapted), batch) for batch in batches])
     expected = torch.stack([each[labels == label].mean(0) for label in sorted(set(labels.tolist()))])
     torch.testing.assert_close(means, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_have_one_mean():
+    adapted, task = tiny_bert(), texts("a", sizes=(4, 3))
+    rows = [batch | {"labels": torch.randn(len(batch["labels"]), 2)} for batch in task.train]
+    inputs = [{k: x for k, x in batch.items() if k != "labels"} for batch in rows]
+    each = torch.cat([features(adapted, sites(adapted), batch) for batch in inputs])
+    torch.testing.assert_close(class_means(adapted, sites(adapted), replace(task, train=rows)), each.mean(0)[None])
 
 
 def test_a_row_goes_to_the_task_with_the_nearest_mean_of_any_of_its_classes():

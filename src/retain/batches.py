@@ -79,7 +79,9 @@ def with_decoder_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Te
 def tokens_of(model: Any, task: Task) -> float:
     """Target tokens that a training row of ``task`` has for ``model``, on average; 1 if its rows are not sequences."""
     rows = task.train
-    if not isinstance(rows, datasets.Dataset) or not isinstance(rows[0].get("labels"), list):
+    if not isinstance(rows, datasets.Dataset) or not isinstance(own := rows[0].get("labels"), list):
+        return 1.0
+    if own and not isinstance(own[0], int):  # numbers of one example
         return 1.0
     first = 0 if has_decoder(model) else 1  # nothing stands before a causal model's first token
     return sum(sum(label != IGNORED for label in labels[first:]) for labels in rows["labels"]) / len(rows)

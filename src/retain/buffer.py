@@ -96,7 +96,7 @@ def _token_rows(piece: Rows) -> set[str]:
     """The names of what has a number for every token."""
     if (mask := piece.get("attention_mask")) is None:
         return set()
-    found = {name for name, x in piece.items() if x.dim() == 2 and x.shape == mask.shape}
+    found = {name for name, x in piece.items() if x.dim() == 2 and x.shape == mask.shape} - {"labels"}
     labels = piece.get("labels")
     return found | (
         {"labels"} if labels is not None and labels.dim() == 2 and not labels.is_floating_point() else set()

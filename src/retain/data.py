@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,8 @@ from retain.answers import Apart, Asked
 from retain.artefact import origin
 from retain.language import language_tasks
 from retain.metrics import OF_NUMBERS
-from retain.sources import DataError, Split, check_column, natural, numbers, progress
+from retain.regressions import check_shared, outputs_of, targets
+from retain.sources import DataError, Split, check_column, natural, progress
 from retain.splits import Splits, splits_of
 from retain.task import CrossEntropy, SquaredError, Task
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["DataError", "Stream", "load_stream"]
 
 MAX_LENGTH = 512  # tokens, unless a task says otherwise
-FAR = 30.0  # a spread of numbers from which on a nat is no measure of them
-NUMBER = "number"  # the one output of a regression
 LONG = 20_000  # rows from which on a progress bar is worth its line
 
 
@@ -40,7 +38,7 @@ class Stream:
 
     Attributes:
         tasks: rows are data sets with the model's columns and ``labels``, the global id of the class.
-        labels: class names of each task, of a regression ``NUMBER``; in a domain-incremental stream the one list that
+        labels: class names of each task, of a regression its numbers; in a domain-incremental stream the one list that
             all share; none of tokens.
         groups: (C,) number of the task that owns each global class; None if all share them.
         guard: rows on which the untouched model is good; None if none are named.
@@ -93,7 +91,9 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
     _check_names(names, earlier)
     labels = [piece.rows.classes for piece in pieces]
     groups = None
-    if config.scenario == "domain":
+    if config.scenario == "domain" and config.tasks[0].is_regression:
+        check_shared(dict(zip(names, labels, strict=True)), before)
+    elif config.scenario == "domain":
         labels = [_union(labels, before)] * len(labels)
     else:
         sizes = torch.tensor([len(own) for own in (*before, *labels)])
@@ -109,23 +109,17 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
         train, test, *more = (encode(piece, split.rows, _targets(piece, split, ids)) for split in piece.rows.every)
         loss = SquaredError(groups, number) if piece.entry.is_regression else CrossEntropy(groups)
         known, metric = config.scenario != "class", piece.entry.metric or "accuracy"
-        tasks.append(Task(piece.name, train, test, loss, encode.collate, known=known, metric=metric))
+        unit = piece.entry.unit or 1.0
+        tasks.append(Task(piece.name, train, test, loss, encode.collate, known=known, metric=metric, unit=unit))
         for rows in more:
             apart.tasks[piece.name] = replace(tasks[-1], test=rows)
     return Stream(tasks, labels, groups, gauge=apart if apart.tasks else None, before=before)
 
 
-def _targets(piece: _Piece, split: Split, ids: Mapping[str, int]) -> np.ndarray:
+def _targets(piece: _Piece, split: Split, ids: Mapping[str, int]) -> Any:
     """What the rows (n,) of a piece are to be: numbers, or the ids of their classes."""
     if piece.entry.is_regression:
-        found = numbers(piece.entry, split.rows)
-        if split is piece.rows.train and not 1 / FAR < (spread := float(found.std())) < FAR:
-            warnings.warn(
-                f"task {piece.name!r}: the standard deviation of its numbers is {spread:.3g}, and a distance of one "
-                "costs half a nat: give them a spread of about one, or the task counts for all others or for nothing",
-                stacklevel=2,
-            )
-        return found
+        return targets(piece.entry, split.rows, len(piece.rows.classes), training=split is piece.rows.train)
     return np.array([ids[name] for name in split.names])
 
 
@@ -147,7 +141,8 @@ def _pieces(entry: TaskConfig, config: RunConfig) -> Iterator[_Piece]:
     """The tasks that an entry becomes: one, or one for every ``split_by_class`` classes."""
     seed, rows = config.rows_seed, splits_of(config, entry, labelled=not entry.is_regression)
     if entry.is_regression:
-        yield _Piece(entry.name, entry, replace(rows.at_most(entry, seed), classes=[NUMBER]))
+        found = rows.at_most(entry, seed)
+        yield _Piece(entry.name, entry, replace(found, classes=outputs_of(entry, found.train.rows)))
         return
     classes = rows.classes
     step = entry.split_by_class or len(classes)
@@ -178,7 +173,7 @@ class _Texts:
         self.tokenizer, self.collate = tokenizer, DataCollatorWithPadding(tokenizer)
         self.hash = Hasher.hash(tokenizer)  # takes long for a large vocabulary: once here, not in every map
 
-    def __call__(self, piece: _Piece, rows: datasets.Dataset, ids: np.ndarray) -> datasets.Dataset:
+    def __call__(self, piece: _Piece, rows: datasets.Dataset, ids: Any) -> datasets.Dataset:
         columns = [piece.entry.text] if isinstance(piece.entry.text, str) else piece.entry.text
         for column in columns:
             _check_text(piece, rows, column)
@@ -217,7 +212,7 @@ class _Images:
     def __init__(self, processor: Any) -> None:
         self.processor, self.collate = processor, default_data_collator
 
-    def __call__(self, piece: _Piece, rows: datasets.Dataset, ids: np.ndarray) -> datasets.Dataset:
+    def __call__(self, piece: _Piece, rows: datasets.Dataset, ids: Any) -> datasets.Dataset:
         column = piece.entry.image
         check_column(piece.name, rows, column)
         if not isinstance(rows.features[column], datasets.Image):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from retain.method import Method
-from retain.metrics import Metric
+from retain.metrics import OF_NUMBERS, Metric, misfit
 from retain.task import IGNORED, SquaredError, Task, evaluating, on_device, rows_of
 
 
@@ -29,8 +29,8 @@ class Score:
         tokens: the number of target tokens of each row (n,), that its loss is a sum over. None if not sequences.
         answers: how good what the model answers is, for each row (n,), by metric (``answers.answers``).
         metric: the task's own.
-        said: the class or number (n,) for each row, of tasks whose metric is none of single rows: not accuracy.
-        wanted: the right one (n,).
+        said: the class or number (n,), or numbers (n, k), for each row, of tasks whose metric is not accuracy.
+        wanted: the right ones, of that shape.
     """
 
     n: int
@@ -80,13 +80,16 @@ def evaluate(model: nn.Module, task: Task, *, seen: Sequence[int] = (), batch_si
                     winner = _among(outputs, _owned(groups.to(device), seen))
                     parts["unknown"].append((winner == targets).cpu())
                     parts["found"].append(_of_one_task(groups.to(device), winner, targets))
-            elif isinstance(task.loss, SquaredError) and targets.dim() == 1:
-                parts["said"].append(task.loss.own(outputs, targets).double().cpu())
+            elif isinstance(task.loss, SquaredError) and task.metric in OF_NUMBERS:
+                parts["said"].append(_numbers(task, task.loss.own(outputs, targets)))
+                targets = _numbers(task, targets)
             parts["wanted"].append(targets.cpu())
     if task.metric == "accuracy":
         parts |= {"said": [], "wanted": []}
     elif not parts["said"]:
         raise ValueError(f"task {task.name!r}: {task.metric} is of one class or number for each row")
+    elif reason := misfit(task.metric, parts["said"][0][0].numel()):
+        raise ValueError(f"task {task.name!r}: {reason}")
     whole = {name: torch.cat(tensors) if tensors else None for name, tensors in parts.items()}
     loss = torch.cat(parts["loss"])
     if not loss.isfinite().all():
@@ -121,7 +124,7 @@ def evaluate_unsaid(
             outputs, targets = _answered(method, task, batch, names)
         losses.append(task.loss.nll(outputs, targets).double().cpu())
         if isinstance(task.loss, SquaredError):
-            said.append(task.loss.own(outputs, targets).double().cpu())
+            said.append(_numbers(task, task.loss.own(outputs, targets)))
             continue
         winner = outputs.argmax(-1)
         said.append(winner.cpu())
@@ -138,6 +141,11 @@ def evaluate_unsaid(
     loss, told = torch.cat(losses), None if score.said is None else torch.cat(said)
     correct = torch.cat(right) if right else None
     return replace(score, loss=float(loss.mean()), losses=loss, correct=correct, said=told)
+
+
+def _numbers(task: Task, values: Tensor) -> Tensor:
+    """``values`` (n, ...) of a regression as its labels have them: (n,), or (n, k) where there are several."""
+    return task.unit * (values if values.dim() == 1 else values.flatten(1)).double().cpu()
 
 
 def _answered(method: Method, task: Task, batch: Any, names: Sequence[str] | None) -> tuple[Tensor, Tensor]:

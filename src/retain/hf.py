@@ -183,7 +183,11 @@ def _loss_of(model: nn.Module, task: Task, not_finite: NotFinite) -> Callable[..
                 f"the loss on task {task.name!r} is {total.item()}: lower training.learning_rate, or "
                 "train in a wider dtype"
             )
-        return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is None:
+            return total / len(targets)
+        # Trainer counts the numbers of a row, which is one example.
+        each = targets[0].numel() if task.forward is forward and targets.is_floating_point() else 1
+        return total / (num_items_in_batch / each)
 
     return loss
 

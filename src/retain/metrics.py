@@ -10,18 +10,43 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Metric = Literal["accuracy", "matthews", "pearson", "spearman", "neg_mean_absolute_error"]
+Metric = Literal["accuracy", "matthews", "pearson", "spearman", "neg_mean_absolute_error", "neg_mpjpe"]
 Array = NDArray[np.float64]
 
 ROUNDING = 1e-12  # of the largest number, or variance, below which numbers are one
-OF_NUMBERS: tuple[Metric, ...] = ("pearson", "spearman", "neg_mean_absolute_error")
+ERRORS: tuple[Metric, ...] = ("neg_mean_absolute_error", "neg_mpjpe")  # of rows, whose mean is the negated score
+OF_NUMBERS: tuple[Metric, ...] = ("pearson", "spearman", *ERRORS)
+SPACE = 3  # numbers that a joint is given by
 TITLES: dict[str, str] = {
     "accuracy": "accuracy",
     "matthews": "Matthews correlation",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
     "neg_mean_absolute_error": "negated mean absolute error",
+    "neg_mpjpe": "negated mean per joint position error",
 }
+
+
+def errors(metric: str, said: Array, wanted: Array) -> Array:
+    """The error (..., n) of each row, of ``said`` (..., n, k) numbers beside those ``wanted`` (n, k).
+
+    "neg_mean_absolute_error" is of their mean distance; "neg_mpjpe" of the mean Euclidean distance of k / 3 joints: the
+    mean per joint position error of Ionescu et al. 2014 (TPAMI 36, Human3.6M), equation 8. Neither is negated here.
+    """
+    apart = said - wanted
+    if metric == "neg_mpjpe":
+        apart = np.linalg.norm(apart.reshape(*apart.shape[:-1], -1, SPACE), axis=-1)
+    found: Array = np.abs(apart).mean(-1)
+    return found
+
+
+def misfit(metric: str, count: int) -> str:
+    """Why ``metric`` is of no rows of ``count`` numbers each; empty if it is."""
+    if metric == "neg_mpjpe" and count % SPACE:
+        return f"metric {metric!r} is of joints, of three numbers each, and a row has {count}"
+    if metric not in ERRORS and count > 1:
+        return f"metric {metric!r} is of one number a row, and a row has {count}; of several: {', '.join(ERRORS)}"
+    return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +59,8 @@ class Answered:
 
     Attributes:
         metric: of ``TITLES``, but for accuracy.
-        said: (S, n) classes or numbers after each of S stages; a row of NaN where nothing was measured.
+        said: (S, n) classes or numbers after each of S stages; a row of NaN where nothing was measured. Of an error of
+            several numbers a row the errors, beside which 0 is wanted.
         wanted: (n,).
     """
 
@@ -45,7 +71,7 @@ class Answered:
     @property
     def is_error(self) -> bool:
         """Whether scores are an error, negated: its share is one of the error."""
-        return self.metric == "neg_mean_absolute_error"
+        return self.metric in ERRORS
 
     def scores(self, times: Array | None = None) -> Array:
         """(S,) the metric on rows of which each counts so many ``times`` (n,); all once if not given."""

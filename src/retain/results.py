@@ -15,7 +15,7 @@ from retain.config import RunConfig
 from retain.data import Stream
 from retain.evaluate import Score
 from retain.guard import guarded
-from retain.metrics import OF_NUMBERS, Answered, Array, unit
+from retain.metrics import OF_NUMBERS, Answered, Array, errors, unit
 from retain.task import Task
 from retain.tokenwise import headline as tokenwise_headline
 from retain.tokenwise import tokenwise
@@ -51,6 +51,9 @@ def _entry(score: Score) -> dict[str, Any]:
 def _of_metric(score: Score) -> dict[str, Any]:
     if score.said is None or score.wanted is None:
         return {}
+    if score.said.dim() > 1:
+        found = errors(score.metric, score.said.numpy(), score.wanted.numpy())
+        return {"metric": score.metric, "errors": [float(f"{value:.7g}") for value in found.tolist()]}
     said, wanted = ([float(f"{value:.7g}") for value in values.tolist()] for values in (score.said, score.wanted))
     return {"metric": score.metric, "said": said, "wanted": wanted}
 
@@ -165,15 +168,20 @@ def columns(records: Sequence[Mapping[str, Any]], names: Sequence[str], kind: st
         column = np.full((len(names) + 1, last["rows"]), np.nan)
         for record in (record for record in records if name in record["tasks"]):
             entry = record["tasks"][name]
-            column[record["learned"]] = entry["said"] if asked else [int(bit) for bit in entry[kind]]
-        found.append(Answered(last["metric"], column, np.array(last["wanted"])) if asked else column)
+            column[record["learned"]] = _said(entry)[0] if asked else [int(bit) for bit in entry[kind]]
+        found.append(Answered(last["metric"], column, np.array(_said(last)[1])) if asked else column)
     return found
 
 
 def answered(entries: Sequence[Mapping[str, Any]]) -> Answered:
     """What was said to the test rows of one task, whose ``entries`` in S records have a metric."""
-    said = np.array([entry["said"] for entry in entries], dtype=float)
-    return Answered(entries[0]["metric"], said, np.array(entries[0]["wanted"], dtype=float))
+    said = np.array([_said(entry)[0] for entry in entries], dtype=float)
+    return Answered(entries[0]["metric"], said, np.array(_said(entries[0])[1], dtype=float))
+
+
+def _said(entry: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """What was said to the rows of a task, and what was wanted; of several numbers a row their error, and none."""
+    return (entry["errors"], [0.0] * entry["rows"]) if "errors" in entry else (entry["said"], entry["wanted"])
 
 
 def score_in(entry: Mapping[str, Any], kind: str) -> float:

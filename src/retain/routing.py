@@ -49,14 +49,15 @@ def features(model: Any, sites: Mapping[str, Site], inputs: Mapping[str, Tensor]
 
 
 def class_means(model: Any, sites: Mapping[str, Site], task: Task, batch_size: int = 64) -> Tensor:
-    """The mean features (classes, d) of the training rows of each label of ``task``."""
+    """The mean features (classes, d) of the training rows of each label of ``task``; of numbers (1, d), of all rows."""
     device = next(model.parameters()).device
     found, labels = [], []
     for _, batch in task.take(task.order(), batch_size):
         if not isinstance(batch, Mapping):
             raise ValueError("class means need batches with names, labels among them, as Hugging Face models take them")
         inputs = {name: x.to(device) for name, x in batch.items()}
-        labels.append(inputs.pop("labels"))
+        targets = inputs.pop("labels")
+        labels.append(targets.new_zeros(len(targets)) if targets.is_floating_point() else targets)
         found.append(features(model, sites, inputs))
     rows, names = torch.cat(found), torch.cat(labels)
     return torch.stack([rows[names == name].mean(0) for name in names.unique()])

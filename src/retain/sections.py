@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from retain.formats import Format, Learned
-from retain.metrics import OF_NUMBERS, Metric
+from retain.metrics import ERRORS, OF_NUMBERS, Metric
 from retain.mistakes import Within, check_names, check_task_name, check_types
 from retain.wording import Metric as Wording
 
@@ -113,7 +113,8 @@ class TaskConfig(Section):
     ``split_by_class: n`` makes several tasks of n classes each, in order of label; ``max_train`` and ``max_test`` hold
     for each of them. ``max_length`` is in tokens. ``training`` overrides the run's for this task.
     ``metric`` is the score of the test rows, accuracy if not said; one of ``metrics.OF_NUMBERS`` makes the task a
-    regression, whose labels are numbers.
+    regression, whose labels are numbers, or lists of as many in every row. A distance of ``unit`` in them costs half a
+    nat: the model learns labels divided by it, and the metric is of labels.
     ``format`` says what the rows of a language model are, where their columns fit several. ``metrics`` compare what
     the model writes, ``max_new_tokens`` at most, with the answers of the test rows; of ``options`` it chooses one: of
     those in the list, or (true) of the answers that the training rows have.
@@ -132,6 +133,7 @@ class TaskConfig(Section):
     label: Text = "label"
     format: Format | None = None
     metric: Metric | None = None
+    unit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     metrics: Annotated[list[Wording], Field(min_length=1)] | None = None
     options: Literal[True] | Annotated[list[Text], Field(min_length=2)] | None = None
     max_new_tokens: Count | None = None
@@ -165,6 +167,8 @@ class TaskConfig(Section):
         for key in ("classes", "split_by_class"):
             if self.is_regression and (value := getattr(self, key)) is not None:
                 raise Within(key, f"{value!r} is not allowed with metric {self.metric!r}: labels are numbers")
+        if self.unit is not None and not self.is_regression:
+            raise Within("unit", f"{self.unit:g} is not allowed without a metric of numbers")
         return self
 
     @model_validator(mode="after")
@@ -189,7 +193,8 @@ class GuardConfig(TaskConfig):
     name: Text = "guard"
 
 
-OF_CLASSES = ("label", "classes", "split_by_class", "image", "metric")  # keys of a task that say what its classes are
+# Keys of a task that say what its classes are.
+OF_CLASSES = ("label", "classes", "split_by_class", "image", "metric", "unit")
 OF_LANGUAGE = ("format", "metrics", "options", "max_new_tokens")
 ASKED = OF_LANGUAGE[1:]
 
@@ -201,7 +206,7 @@ def check_scored(strength: Any, tasks: Sequence[TaskConfig], kind: str) -> None:
         ValueError: what it counts, and where scores come from.
     """
     budget = strength.get("budget") if isinstance(strength, dict) else None
-    if isinstance(budget, str) and any(task.metric == "neg_mean_absolute_error" for task in tasks):
+    if isinstance(budget, str) and any(task.metric in ERRORS for task in tasks):
         raise ValueError(f"method.strength.budget is {budget!r}, and an error has no share to lose; expected nats")
     if isinstance(budget, str) and kind in LANGUAGE and not all(task.metrics or task.options for task in tasks):
         raise ValueError(

@@ -157,24 +157,6 @@ def _labelled(entry: TaskConfig, split: str, rows: datasets.Dataset) -> Split:
     return Split(rows, np.array(names))
 
 
-def numbers(entry: TaskConfig, rows: datasets.Dataset) -> np.ndarray:
-    """The numbers (n,) that label ``rows`` of a regression, as float32.
-
-    Raises:
-        DataError: a label that is none.
-    """
-    where = f"task {entry.name!r}: metric {entry.metric!r} is of numbers, and label column {entry.label!r}"
-    check_column(entry.name, rows, entry.label)
-    feature = rows.features[entry.label]
-    if not (isinstance(feature, datasets.Value) and re.match("u?int|float|decimal", feature.dtype)):
-        raise DataError(f"{where} holds {feature}")
-    values = rows.select_columns(entry.label)[:][entry.label]
-    found = np.array([np.nan if value is None else value for value in values], dtype=np.float32)
-    if not (good := np.isfinite(found)).all():
-        raise DataError(f"{where} has none in row {int(np.argmin(good))}")
-    return found
-
-
 def _alike(entry: TaskConfig, split: str, rows: datasets.Dataset) -> Split:
     """Rows without labels, as one class."""
     _check_any(f"task {entry.name!r}: the {split} split", rows)

@@ -84,6 +84,19 @@ def test_a_number_of_its_own_leaves_the_outputs_of_other_tasks_alone(labels):
     torch.testing.assert_close(own.nll(outputs[:, 2], targets), own.nll(outputs, targets))  # of a model with one output
 
 
+@pytest.mark.parametrize("labels", ["mixture", "sample", "exact", "data"])
+def test_several_numbers_of_their_own_leave_the_outputs_of_other_tasks_alone(labels):
+    outputs, targets = torch.randn(6, 5), torch.randn(6, 3)
+    own, mine = SquaredError(torch.tensor([1, 0, 1, 1, 0]), 1), [0, 2, 3]
+    torch.testing.assert_close(own.nll(outputs, targets), SquaredError().nll(outputs[:, mine], targets))
+    s = scores(own, labels, outputs, targets)
+    torch.testing.assert_close(s[..., mine], scores(SquaredError(), labels, outputs[:, mine], targets))
+    assert not s[..., [1, 4]].any()
+    assert own.restrict(outputs, targets).isfinite().tolist() == [[True, False, True, True, False]] * 6
+    with pytest.raises(ValueError, match=r"outputs \(6, 3\) and targets \(6,\) must have one shape"):
+        own.nll(outputs, targets[:, 0])
+
+
 # --- Scores ----------------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from retain.lora import sites
 from retain.method import Method
 from retain.methods.ewc_lora import EWCLoRA
 from retain.methods.replay import Replay
+from retain.regressions import check_shared
 from retain.units import human, human_time
 
 # What is shown of each form, beside what is configured: these options on top of its defaults.
@@ -113,7 +114,9 @@ def make(config: RunConfig) -> Plan:
     tasks = [task for entry in config.tasks for task in tasks_of(config, entry, tokenizer)]
     guard = None if config.guard is None else next(tasks_of(config, config.guard, tokenizer))
     classes = [task.classes or [f"{task.name}: {i}" for i in range(CLASSES)] for task in tasks]
-    if config.scenario == "domain" and not config.tasks[0].is_regression:
+    if config.scenario == "domain" and config.tasks[0].is_regression:
+        check_shared({task.name: task.classes for task in tasks if task.classes and task.rows is not None})
+    elif config.scenario == "domain":
         check_classes(" and ".join(task.name for task in tasks), sorted(set().union(*classes)))
     outputs = len(set().union(*classes)) if config.scenario == "domain" else sum(map(len, classes))
     entries = [*config.tasks, *([config.guard] if config.guard else [])]

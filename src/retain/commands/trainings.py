@@ -13,10 +13,11 @@ import datasets
 import numpy as np
 
 from retain.config import RunConfig, TaskConfig, training_arguments
-from retain.data import MAX_LENGTH, NUMBER, check_classes
+from retain.data import MAX_LENGTH, check_classes
 from retain.hf import load_processor
 from retain.language import encoder_of
-from retain.sources import FORMATS, check_column, numbers
+from retain.regressions import NUMBER, numbers, outputs_of
+from retain.sources import FORMATS, check_column
 from retain.splits import splits_of
 
 SAMPLE = 256  # rows of a task that are read to see how long they are
@@ -78,8 +79,8 @@ def tasks_of(config: RunConfig, entry: TaskConfig, tokenizer: Any = None) -> Ite
             check_classes(name, own)
         tokens = None if tokenizer is None else _tokens(config, entry, rows.rows, tokenizer)
         if entry.is_regression:
-            numbers(entry, rows.rows)
-            own = [NUMBER]
+            own = outputs_of(entry, rows.rows)
+            numbers(entry, rows.rows, len(own))
         yield Task(name, len(rows.names), own if labels or entry.is_regression else None, tokens)
 
 

@@ -156,8 +156,8 @@ def _mixture(p: Tensor, signs: Tensor) -> Tensor:
 class SquaredError:
     """Gaussian likelihood of unit variance: -log p = 1/2 ||outputs - targets||^2 + const, summed within an example.
 
-    ``groups`` (C,), as of ``CrossEntropy``, names the task that owns each of the outputs (N, C): the one that ``group``
-    owns is the number that a target (N,) is compared with, the others are as if they did not exist.
+    ``groups`` (C,), as of ``CrossEntropy``, names the task that owns each of the outputs (N, C): those that ``group``
+    owns are what targets (N,) or (N, k) are compared with, the others are as if they did not exist.
     """
 
     groups: Tensor | None = None
@@ -169,15 +169,16 @@ class SquaredError:
         Raises:
             ValueError: the outputs have another one.
         """
-        if self.groups is not None and outputs.dim() > targets.dim():
-            outputs = outputs[:, self._place]
+        if self.groups is not None and outputs.dim() > 1:
+            outputs = outputs[:, self._places]
+            outputs = outputs if targets.dim() > 1 else outputs.squeeze(1)
         if outputs.shape != targets.shape:
             raise ValueError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} must have one shape")
         return outputs
 
     def restrict(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The outputs with those of other tasks at -inf."""
-        if self.groups is None or outputs.dim() == targets.dim():
+        if self.groups is None or outputs.dim() == 1:
             return outputs
         return outputs.masked_fill(self.groups.to(outputs.device) != self.group, float("-inf"))
 
@@ -193,7 +194,7 @@ class SquaredError:
                 yield score
                 continue
             whole = score.new_zeros(outputs.shape)
-            whole[:, self._place] = score
+            whole[:, self._places] = score.reshape(len(score), -1)
             yield whole
 
     def _scores(self, labels: Labels, mean: Tensor, targets: Tensor, draws: Draws) -> Iterator[Tensor]:
@@ -214,10 +215,10 @@ class SquaredError:
                 yield direction.reshape(mean[0].shape).expand(mean.shape)
 
     @property
-    def _place(self) -> int:
-        """The number of the one output that ``group`` owns."""
+    def _places(self) -> list[int]:
+        """The numbers of the outputs that ``group`` owns."""
         assert self.groups is not None
-        return int((self.groups == self.group).nonzero().item())
+        return [i for i, owner in enumerate(self.groups.tolist()) if owner == self.group]
 
 
 def precise(tensor: Tensor) -> Tensor:

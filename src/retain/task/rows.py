@@ -81,7 +81,8 @@ class Task:
     ``forward`` makes of a model and a batch the outputs and targets that ``loss`` compares, row by row; in eval
     mode it must give a row the same ones every time. ``one_by_one`` runs that pass one row at a time, for models that
     make of a batch of rows another number of examples on the way. ``metric`` is the score of the test rows; others than
-    accuracy take outputs (N, C), of which one is a row's class, or (N,) numbers.
+    accuracy take outputs (N, C), of which one is a row's class, or numbers, (N,) or more a row where the metric is an
+    error. Targets of numbers are in ``unit``, and the metric is not: an error is so many times theirs.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Task:
     forward: Forward = forward
     one_by_one: bool = False
     metric: Metric = "accuracy"
+    unit: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
