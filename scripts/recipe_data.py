@@ -1,7 +1,8 @@
-"""Data sets that a recipe needs in another form than they come in, as JSON lines in runs/data.
+"""Data sets that a recipe needs in another form than they come in, as JSON lines or parquet in runs/data.
 
     python scripts/recipe_data.py translation answers personas
     python scripts/recipe_data.py ucit --folder data/UCIT
+    python scripts/recipe_data.py poses --folder data/Human36M
 
 Downloads from the hub what is not in its cache. Of benchmarks of pictures, which come as archives, --folder is where
 they have been unpacked.
@@ -10,31 +11,39 @@ they have been unpacked.
 from __future__ import annotations
 
 import argparse
+import io
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+from PIL import Image
 
 Row = Mapping[str, Any]
 Make = Callable[[datasets.Dataset, str], dict[str, datasets.Dataset]]
 FOLDER = Path("runs/data")
 CHARACTERS = 3
 WORDED = 20_000  # rows that are written of a data set of millions
+SUBJECTS = {"train": (1, 5, 6, 7, 8), "test": (9, 11)}  # protocol 2 of Human3.6M
+EVERY, SIDE = 64, 224  # of whose 50 pictures a second one in so many is taken, and made so many pixels wide
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=[*SOURCES, *BENCHMARKS])
+    parser.add_argument("names", nargs="+", choices=[*SOURCES, *BENCHMARKS, "poses"])
     parser.add_argument("--folder", type=Path, help="of a benchmark of pictures")
     options = parser.parse_args()
     for name in options.names:
+        if options.folder is None and name not in SOURCES:
+            parser.error(f"{name} is read from a --folder")
+        if name == "poses":
+            posed(options.folder, FOLDER / name)
+            continue
         if name in BENCHMARKS:
-            if options.folder is None:
-                parser.error(f"{name} is read from a --folder")
             for task in BENCHMARKS[name]:
                 pictured(task, options.folder, FOLDER / name)
             continue
@@ -104,6 +113,57 @@ def question(row: Row, pictures: Path) -> dict[str, Any]:
     """Of {"image", "conversations": [{"from", "value"}, ...]} in training, of {"image", "text", "answer"} in tests."""
     said = [row["text"], row["answer"]] if "text" in row else [turn["value"] for turn in row["conversations"]]
     return {"image": str(pictures / row["image"])} | asked(said[0].replace("<image>", "").strip(), said[1])
+
+
+def posed(folder: Path, to: Path) -> None:
+    """Pictures of one person, and where the joints are in millimetres from the pelvis, as the camera sees them.
+
+    Of Human3.6M in the form of arXiv 1907.11346: images/, and in annotations/ of each subject its pictures with boxes
+    (COCO's), the rotations of its cameras, and its 17 joints, the pelvis first, by action, trial and frame. Writes
+    ACTION.train.parquet and ACTION.test.parquet.
+    """
+    to.mkdir(parents=True, exist_ok=True)
+    features = datasets.Features(
+        {"image": datasets.Image(), "pose": datasets.List(datasets.List(datasets.Value("float32")))}
+    )
+    for part, subjects in SUBJECTS.items():
+        rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for subject in subjects:
+            for action, row in poses_of(subject, folder):
+                rows[action].append(row)
+        for action, mine in rows.items():
+            there = to / f"{action}.{part}.parquet"
+            datasets.Dataset.from_list(mine, features=features).to_parquet(there)
+            print(f"{len(mine)} rows -> {there}")
+
+
+def poses_of(subject: int, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The actions and rows of one ``subject``, of pictures that are cut square around the person."""
+
+    def read(kind: str) -> Any:
+        file = folder / "annotations" / f"Human36M_subject{subject}_{kind}.json"
+        if not file.exists():
+            raise SystemExit(f"{folder} has no annotations/{file.name}")
+        return json.loads(file.read_text())
+
+    data, cameras, joints = map(read, ("data", "camera", "joint_3d"))
+    boxes = {entry["image_id"]: entry["bbox"] for entry in data["annotations"]}
+    for entry in data["images"]:
+        if entry["frame_idx"] % EVERY:
+            continue
+        place = joints[str(entry["action_idx"])][str(entry["subaction_idx"])][str(entry["frame_idx"])]
+        world = np.array(place) - np.array(place[0])
+        seen = world @ np.array(cameras[str(entry["cam_idx"])]["R"]).T
+        x, y, width, height = boxes[entry["id"]]
+        half = max(width, height) / 2
+        middle = x + width / 2, y + height / 2
+        around = [round(c + side * half) for side in (-1, 1) for c in middle]
+        with Image.open(folder / "images" / entry["file_name"]) as picture:
+            cut = picture.convert("RGB").crop(around).resize((SIDE, SIDE))
+        content = io.BytesIO()
+        cut.save(content, format="JPEG", quality=95)
+        image = {"bytes": content.getvalue(), "path": None}
+        yield entry["action_name"].lower(), {"image": image, "pose": seen.tolist()}
 
 
 def personas(rows: datasets.Dataset, name: str) -> dict[str, datasets.Dataset]:

@@ -48,6 +48,7 @@ SPEC = importlib.util.spec_from_file_location("recipe_data", FOLDER.parent / "sc
 assert SPEC and SPEC.loader
 recipe_data = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(recipe_data)
+MOST = 3  # tasks of a stream that have rows of one form
 WORDS = ["alpha beta", "gamma delta", "glad win", "sad loss"]
 
 
@@ -135,6 +136,36 @@ def questions(task: str, folder: str, train: str, test: str) -> Callable[[Path],
     return make
 
 
+def poses(at: Path) -> dict[str, Any]:
+    """What the script makes of an action of Human3.6M, of whose pictures every 64th is taken."""
+    noise, folder, frames = np.random.default_rng(0), "s_01_act_02_subact_01_ca_01", range(0, 64 * 6, 32)
+    (at / "images" / folder).mkdir(parents=True)
+    (at / "annotations").mkdir()
+    for n in frames:
+        Image.new("RGB", (12, 10), (n % 255, 0, 0)).save(at / "images" / folder / f"{folder}_{n + 1:06}.jpg")
+    where = {
+        "action_name": at.name.title(),
+        "action_idx": 2,
+        "subaction_idx": 1,
+        "cam_idx": 1,
+        "width": 12,
+        "height": 10,
+    }
+    for subject in (1, 5, 6, 7, 8, 9, 11):
+        pictures = [
+            where | {"id": n, "file_name": f"{folder}/{folder}_{n + 1:06}.jpg", "subject": subject, "frame_idx": n}
+            for n in frames
+        ]
+        boxes = [{"id": n, "image_id": n, "keypoints_vis": [True] * 17, "bbox": [2.0, -1.0, 4.0, 8.0]} for n in frames]
+        camera = {"R": [[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]], "t": [1.0, 2, 3], "f": [1.0, 1], "c": [6.0, 5]}
+        joints = {"2": {"1": {str(n): (300 * noise.normal(size=(17, 3))).tolist() for n in frames}}}
+        told = {"data": {"images": pictures, "annotations": boxes}, "camera": {"1": camera}, "joint_3d": joints}
+        for kind, content in told.items():
+            (at / "annotations" / f"Human36M_subject{subject}_{kind}.json").write_text(json.dumps(content))
+    recipe_data.posed(at, at / "made")
+    return {"data_files": {part: str(at / "made" / f"{at.name}.{part}.parquet") for part in ("train", "test")}}
+
+
 def dialogues(at: Path) -> dict[str, Any]:
     turns = [{"role": "user", "content": "alpha"}, {"role": "assistant", "content": "glad win"}]
     return table(at, [{"prompt": "alpha", "prompt_id": str(i), "messages": turns} for i in range(12)])
@@ -178,6 +209,7 @@ DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "code": lambda at: alpaca(at, input="", prompt="gamma"),
     "dialogue": dialogues,
     "guard": lambda at: table(at, [{"text": WORDS[i % 4]} for i in range(12)]),
+    **{task.name: poses for task in load(FOLDER / "poses.yaml").tasks},
 }
 
 
@@ -208,13 +240,15 @@ def tiny(config: RunConfig, model: str, tmp_path: Path) -> RunConfig:
         more |= {"max_new_tokens": 4} if getattr(entry, "metrics", None) else {}
         return entry.model_copy(update=off | more | data[entry.name](tmp_path / entry.name))
 
+    alike = [[entry.name for entry in config.tasks if data[entry.name] is make] for make in data.values()]
+    few = [entry for entry in config.tasks if any(entry.name in names[:MOST] for names in alike)]
     training = {"max_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "use_cpu": True}
     return config.model_copy(
         update={
             "model": config.model.model_copy(
                 update={"path": model, "dtype": None if config.model.dtype is None else "float32"}
             ),
-            "tasks": [local(entry) for entry in config.tasks],
+            "tasks": [local(entry) for entry in few],
             "guard": local(config.guard) if config.guard else None,
             "training": training,
             "output": str(tmp_path / "out"),
@@ -276,6 +310,22 @@ def test_questions_about_pictures_are_made_of_what_the_benchmark_has(tmp_path: P
     assert [m["content"] for m in test["messages"]] == ["alpha", "win"] and Path(test["image"]).exists()
     with pytest.raises(SystemExit, match="has no IconQA"):
         recipe_data.pictured("IconQA", tmp_path, tmp_path / "made")
+
+
+def test_poses_are_as_the_camera_sees_them_from_the_pelvis(tmp_path: Path) -> None:
+    files = poses(tmp_path / "directions")["data_files"]
+    train, test = (datasets.Dataset.from_parquet(files[part]) for part in ("train", "test"))
+    assert len(train) == 5 * 6 and len(test) == 2 * 6 and train.features["image"] == datasets.Image()
+    joints = json.loads((tmp_path / "directions/annotations/Human36M_subject1_joint_3d.json").read_text())["2"]["1"][
+        "64"
+    ]
+    pelvis, knee = joints[0], joints[2]
+    right, down, away = (k - p for k, p in zip(knee, pelvis, strict=True))
+    assert train[1]["pose"][2] == pytest.approx([down, -right, away], rel=1e-5) and train[1]["pose"][0] == [0, 0, 0]
+    left, top, *_ = train[1]["image"].resize((8, 8)).getpixel((1, 4))  # the box is 8 by 8 from (0, -1)
+    assert train[1]["image"].size == (224, 224) and left > 40 and top < 30
+    with pytest.raises(SystemExit, match="has no annotations/Human36M_subject1_data.json"):
+        recipe_data.posed(tmp_path, tmp_path / "made")
 
 
 @pytest.mark.slow
