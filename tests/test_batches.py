@@ -7,11 +7,12 @@ import pytest
 import torch
 import transformers
 
-from models import BODY, bare_bert, bare_gpt2, bare_llama, bare_t5, seeded, tiny_llama
+from models import BODY, adapted, bare_bert, bare_gpt2, bare_llama, bare_t5, seeded, tiny_llama
 from retain.batches import Padded, check_packing, packed, tokens_of
 from retain.callback import ContinualCallback
+from retain.hf import fit
 from retain.method import Method
-from retain.task import IGNORED, CrossEntropy, Task, forward
+from retain.task import IGNORED, CrossEntropy, SquaredError, Task, forward
 
 ROWS = [
     {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8]},
@@ -89,3 +90,25 @@ def test_an_extra_loss_in_nats_an_example_is_shared_by_its_tokens(strength: floa
     method.strength = strength
     ContinualCallback(method, tokens=4.0).on_step_begin(None, None, None)
     assert next(iter(method.sites.values())).layer.lora_B["default"].weight.grad.unique().item() == share
+
+
+class Seen(Method):
+    """A method that keeps what the optimizer is about to see."""
+
+    def before_step(self) -> None:
+        self.found = [p.grad.clone() for p in self.param_groups()[0]["params"]]
+
+
+def test_a_row_of_several_numbers_is_one_example(tmp_path) -> None:
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = adapted(bare_bert(**off), target_modules=["query"])
+    rows = [{"input_ids": torch.arange(1, 6) + i, "labels": torch.randn(3)} for i in range(8)]
+    task = Task("numbers", rows, loss=SquaredError(), collate=transformers.default_data_collator)
+    method, whole = Seen(model), task.loss.nll(*forward(model, task.collate(rows))).mean()
+    wanted = torch.autograd.grad(whole, method.param_groups()[0]["params"])
+    options = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "max_grad_norm": 0, "max_steps": 1}
+    quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False}
+    named = {"remove_unused_columns": False, "label_names": ["labels"], "output_dir": str(tmp_path)}
+    fit(model, task, method, transformers.TrainingArguments(**options, **quiet, **named))
+    for found, gradient in zip(method.found, wanted, strict=True):
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)

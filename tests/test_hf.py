@@ -22,7 +22,7 @@ from retain.hf import ContinualCallback, fit, load_model, load_processor
 from retain.lora import adapter_parameters
 from retain.method import Method
 from retain.methods import METHODS
-from retain.task import SquaredError, Task, evaluating, forward
+from retain.task import Task, evaluating, forward
 from runs import slow_but
 from streams import word_tokenizer
 
@@ -91,18 +91,6 @@ def test_the_extra_loss_counts_once_per_optimizer_step(accumulation: int, tmp_pa
     fit(method.model, flat, method, arguments(tmp_path, max_steps=2, **options))
     assert method.calls == method.stepped == len(method.norms) == 2
     assert method.norms == pytest.approx([method.expected] * 2, rel=1e-5)
-
-
-def test_a_row_of_several_numbers_is_one_example(tmp_path: Path) -> None:
-    method, rows = Pull(bert_without_dropout(), size=0.0), rows_task().train
-    rows = [row | {"labels": torch.randn(3)} for row in rows]
-    task = Task("numbers", rows, loss=SquaredError(), collate=transformers.default_data_collator)
-    parameters = [p for group in method.param_groups() for p in group["params"]]
-    whole = task.loss.nll(*forward(method.model, transformers.default_data_collator(rows))).mean()
-    found = torch.autograd.grad(whole, parameters)
-    options = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 8, "max_grad_norm": 0}
-    fit(method.model, task, method, arguments(tmp_path, max_steps=1, **options))
-    assert method.norms == pytest.approx([float(torch.stack([g.square().sum() for g in found]).sum().sqrt())], rel=1e-4)
 
 
 def test_the_extra_loss_is_clipped_with_the_rest(tmp_path: Path) -> None:
