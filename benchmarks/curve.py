@@ -4,8 +4,9 @@
     python -m benchmarks.curve --stream language --train 256 --test 96 --jobs 10      # on a GPU
 
 EWC-LoRA on a stream of ``benchmarks.comparison``, with few rows. Nine strengths are swept on validation rows; that of
-the best final score there (accuracy, or nats a token), ``auto``, plain training and budgets are then run and scored on
-test rows, and compared with paired intervals; of budgets also what each boundary cost.
+the best final score there (accuracy, or nats a token), ``auto``, plain training and any budgets are then run and scored
+on test rows, which have no part in the gauge, and compared with paired intervals; of budgets also what each boundary
+cost. Run again to continue.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def measured(document: dict[str, Any], folder: Path, budgets: Sequence[float], *
     chosen = f"ewc-lora:strength={best['value']:g}"
     asked = [chosen, AUTO, PLAIN, *map(limited, budgets)]
     options |= {"seeds": numbers["again"], "tries": 1, "against": chosen, "output": folder / "test"}
-    compare(configuration.parse(document), asked, **options)
+    compare(configuration.parse(document | {"evaluation": {"gauge": "validation"}}), asked, **options)
     compared = json.loads((folder / "test" / "comparison.json").read_text())
     return {
         "validation": {key: swept[key] for key in ("retain", "rows", "seeds", "learned", "unit", "steps", "curves")},
@@ -52,13 +53,13 @@ def measured(document: dict[str, Any], folder: Path, budgets: Sequence[float], *
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stream", default="text", choices=list(STREAMS))
-    parser.add_argument("--train", type=int, default=20, help="rows of a task")
-    parser.add_argument("--test", type=int, default=50, help="rows of a task")
+    parser.add_argument("--train", type=int, default=40, help="rows of a task")
+    parser.add_argument("--test", type=int, default=100, help="rows of a task")
     parser.add_argument("--points", type=int, default=9)
     parser.add_argument("--seeds", type=int, default=3, help="of the sweep")
     parser.add_argument("--again", type=int, default=3, help="seeds of the comparison on test rows")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--budgets", type=float, nargs="*", default=[0.05, 0.2, 0.5], help="nats")
+    parser.add_argument("--budgets", type=float, nargs="*", default=[], help="nats")
     parser.add_argument("--folder", type=Path, default=Path("runs/curve"))
     parser.add_argument("--to", type=Path, help="benchmarks/results/curve-STREAM.json if not given")
     options = parser.parse_args()
