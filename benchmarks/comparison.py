@@ -7,7 +7,9 @@
 - newsgroups: 20 Newsgroups, five times four classes, on MiniLM, the task unknown (class-incremental);
 - fashion: Fashion-MNIST, five times two classes, on DINOv2 ViT-S/14 at 42 pixels, the task unknown. It needs
   `scripts/fetch_optional_data.sh fashion-mnist` and `pip install onnx`;
-- pictures: the same in bfloat16 with 1000 rows a task, and each class of two kinds, a digit and a piece of clothing:
+- ten: ten digits and ten kinds of clothes on the same model, ten times two classes, the task unknown. It needs `mnist`,
+  too;
+- pictures: fashion in bfloat16 with 1000 rows a task, and each class of two kinds, a digit and a piece of clothing:
   for a GPU. It needs `mnist`, too;
 - language: newswire, film reviews and Python on SmolLM2-135M in bfloat16, its replies guarded: for a GPU. It needs
   `smollm2`.
@@ -84,8 +86,14 @@ def pictures() -> dict[str, Any]:
     }
 
 
-def _pairs(name: str, sources: Sequence[str], most: int) -> dict[str, Any]:
-    files = {split: str(_pictures(sources, split, most)) for split in SPLITS}
+def ten() -> dict[str, Any]:
+    """Class-incremental: digits in pairs, then clothes in pairs, with so few rows that many methods can be run."""
+    few = {"max_train": 24, "max_test": 30}
+    return fashion() | {"tasks": [_pairs("ten", ["mnist", "fashion-mnist"], 500, apart=True) | few]}
+
+
+def _pairs(name: str, sources: Sequence[str], most: int, *, apart: bool = False) -> dict[str, Any]:
+    files = {split: str(_pictures(sources, split, most, apart)) for split in SPLITS}
     return {"name": name, "path": "parquet", "data_files": files, "split_by_class": 2}
 
 
@@ -105,32 +113,37 @@ STREAMS = {
     "text": text,
     "newsgroups": newsgroups,
     "fashion": fashion,
+    "ten": ten,
     "pictures": pictures,
     "language": text_of_all_kinds,
 }
-SMALL = ("text", "newsgroups", "fashion")  # what two cores can do
+SMALL = ("text", "newsgroups", "fashion")  # those of five tasks that two cores can do
 
 
 def _files(source: str) -> dict[str, str]:
     return {split: str(corpus(source) / f"{split}.jsonl") for split in ("train", "test")}
 
 
-def _pictures(sources: Sequence[str], split: str, most: int) -> Path:
-    """``most`` rows of each class of ``sources`` as a Parquet file with columns image and label."""
-    path = CACHE / sources[-1] / f"{'-'.join(sources)}-{split}-{most}.parquet"
+def _pictures(sources: Sequence[str], split: str, most: int, apart: bool) -> Path:
+    """``most`` rows of each class of each of ``sources`` as a Parquet file with columns image and label.
+
+    With ``apart`` no two of them share a class; else class k is the k-th of each.
+    """
+    path = CACHE / sources[-1] / f"{'-'.join(sources)}-{split}-{most}{'-apart' * apart}.parquet"
     if not path.exists():
         features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-        given = {"sources": sources, "split": SPLITS[split], "most": most}
+        given = {"sources": " ".join(sources), "split": SPLITS[split], "most": most, "step": 10 * apart}
         datasets.Dataset.from_generator(_rows, features, gen_kwargs=given).to_parquet(str(path))
     return path
 
 
-def _rows(sources: Sequence[str], split: str, most: int) -> Any:
-    for source in sources:
+def _rows(sources: str, split: str, most: int, step: int) -> Any:
+    """``sources`` are one string: ``datasets`` would deal the entries of a list out to processes."""
+    for number, source in enumerate(sources.split()):
         x, y = images(source, split)
         kept = torch.cat([(y == label).nonzero()[:most, 0] for label in range(10)]).sort().values
         for pixels, label in zip(((x[kept, 0] + 1) * 127.5).round().byte().numpy(), y[kept].tolist(), strict=True):
-            yield {"image": pixels, "label": label}
+            yield {"image": pixels, "label": label + number * step}
 
 
 def main() -> None:
