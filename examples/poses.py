@@ -4,6 +4,9 @@
 
 A minute on one core, on simulated data. A network that has learned the poses of many other objects gets one LoRA
 adapter and sees three new objects in turn, each in 300 noisy pictures. Prints the error on every object, in degrees.
+
+After the third object, of one seed (1; the network's is 0), on chair, lamp and kettle: sequential 15.6, 11.9 and 0.8,
+EWC-LoRA 1.7, 1.9 and 2.0; before any training 12.0, 14.9 and 20.3. 37 s of CPU time.
 """
 
 from __future__ import annotations

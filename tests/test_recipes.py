@@ -38,8 +38,8 @@ MODELS: dict[str, transformers.PretrainedConfig] = {
         vision_config=transformers.CLIPVisionConfig(num_hidden_layers=2, num_attention_heads=16, hidden_size=1024),
     ),
 }
-# Two maps of 16 layers, seven of 32, two of the attention of 24 and 24, which have it twice; else two of 12.
 MOST = 3  # tasks of a stream that have rows of one form
+# Two maps of 16 layers, seven of 32, two of the attention of 24 and 24, which have it twice; else two of 12.
 SITES = {"meta-llama": 32, "HuggingFaceTB": 224, "llava-hf": 14, "google-t5": 144}
 
 
