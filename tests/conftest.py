@@ -71,6 +71,16 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
+@pytest.fixture(scope="session")
+def patchtst(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a forecaster of one layer, which was made for three channels."""
+    from models import bare_patchtst
+
+    folder = str(tmp_path_factory.mktemp("patchtst"))
+    bare_patchtst(init_std=LEARNS_FAST).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def fast_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without what takes most of the time of tiny ones: 1000 bootstrap replicates."""

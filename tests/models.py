@@ -73,6 +73,19 @@ def bare_vit(seed: int = 0, **config: Any) -> nn.Module:
     return seeded(lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**settings)), seed)
 
 
+def bare_patchtst(seed: int = 0, **config: Any) -> nn.Module:
+    """A forecaster of one layer with batch norms: 6 steps after 24, which it reads in patches of 6."""
+    settings: Settings = {"context_length": 24, "prediction_length": 6, "patch_length": 6, "patch_stride": 6}
+    settings |= {
+        "d_model": 16,
+        "ffn_dim": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_input_channels": 3,
+    }
+    return seeded(lambda: transformers.PatchTSTForPrediction(transformers.PatchTSTConfig(**settings | config)), seed)
+
+
 def adapted(base: nn.Module, seed: int = 0, **lora: Any) -> PeftModel:
     """``base`` under a fresh, seeded LoRA of rank 4 and scale 2; ``lora`` are keywords of ``LoraConfig``."""
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, "lora_dropout": 0.0} | lora)

@@ -67,6 +67,7 @@ FLOORS = (
         "checkpoints",
         "trainer",
         "hf",
+        "forecasters",
         "progress",
         "stopping",
         "store",
@@ -77,7 +78,7 @@ FLOORS = (
         "plots",
     },
     {"config", "sections", "kinds"},
-    {"data", "sources", "splits", "regressions", "language", "pictures"},
+    {"data", "sources", "splits", "regressions", "series", "language", "pictures"},
     {
         "run",
         "trackers",

@@ -13,10 +13,9 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from retain import yamls
 from retain.intake import read_text
-from retain.kinds import check_guard, check_task_kind
+from retain.kinds import check_guard, check_section, check_task_kind, settled
 from retain.mistakes import Within, one_line
 from retain.sections import (
-    LEARNS,
     EvaluationConfig,
     GuardConfig,
     HeadsConfig,
@@ -73,10 +72,10 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _empty_sections(cls, document: Any) -> Any:
-        """A section written down without content means its defaults."""
+        """A section written down without content means its defaults, and some kinds of models leave no choice."""
         if not isinstance(document, dict):
             return document
-        return {k: v for k, v in document.items() if v is not None or k not in cls.model_fields}
+        return settled({k: v for k, v in document.items() if v is not None or k not in cls.model_fields})
 
     @field_validator("lora")
     @classmethod
@@ -102,14 +101,10 @@ class RunConfig(Section):
     @field_validator("heads", "scenario", "language")
     @classmethod
     def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
-        model, language = info.data.get("model"), info.field_name == "language"
-        if model is None or value == cls.model_fields[str(info.field_name)].default:
-            return value
-        if model.kind == "causal-lm" if language else not model.writes:
-            return value
-        has = "has no heads" if model.writes and not language else LEARNS.get(model.kind, "tells classes apart")
-        given = f"{value!r} is" if isinstance(value, str) else "a section is"
-        raise ValueError(f"{given} not allowed with model.kind {model.kind!r}, which {has}")
+        model, name = info.data.get("model"), str(info.field_name)
+        if model is not None:
+            check_section(name, value, cls.model_fields[name].default, model.kind)
+        return value
 
     @field_validator("scenario")
     @classmethod

@@ -16,9 +16,11 @@ from transformers import DataCollatorWithPadding, default_data_collator
 
 from retain.answers import Apart, Asked
 from retain.artefact import origin
+from retain.forecasters import FORECASTS
 from retain.language import language_tasks
 from retain.metrics import OF_NUMBERS
 from retain.regressions import check_shared, outputs_of, targets
+from retain.series import series_tasks
 from retain.sources import DataError, Split, check_column, natural, progress
 from retain.splits import Splits, splits_of
 from retain.task import CrossEntropy, SquaredError, Task
@@ -39,7 +41,7 @@ class Stream:
     Attributes:
         tasks: rows are data sets with the model's columns and ``labels``, the global id of the class.
         labels: class names of each task, of a regression its numbers; in a domain-incremental stream the one list that
-            all share; none of tokens.
+            all share; none of tokens and series.
         groups: (C,) number of the task that owns each global class; None if all share them.
         guard: rows on which the untouched model is good; None if none are named.
         asked: of tasks by name, what a language model is asked on their test rows.
@@ -75,7 +77,7 @@ class _Piece:
 
 
 def load_stream(config: RunConfig, processor: Any) -> Stream:
-    """The stream of ``config``; ``processor`` is the model's tokenizer or, of images, its image processor.
+    """The stream of ``config``; ``processor`` is what ``load_processor`` gives for its model.
 
     Raises:
         DataError: the first thing wrong with the data, in one line.
@@ -86,6 +88,10 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
         _check_names([entry.name for entry in config.tasks], earlier)
         tasks, guard, asked, gauge = language_tasks(config, processor)
         return Stream(tasks, [[] for _ in tasks], None, guard, asked, gauge, before)
+    if config.model.kind == FORECASTS:
+        _check_names([entry.name for entry in config.tasks], earlier)
+        tasks, gauge = series_tasks(config, processor)
+        return Stream(tasks, [[] for _ in tasks], None, gauge=gauge, before=before)
     pieces = [piece for entry in config.tasks for piece in _pieces(entry, config)]
     names = [piece.name for piece in pieces]
     _check_names(names, earlier)

@@ -18,12 +18,13 @@ from transformers.utils import is_bitsandbytes_available, logging
 from retain.batches import check_packing, packed, tokens_of, with_decoder_inputs
 from retain.callback import ContinualCallback
 from retain.checkpoints import Latest, last_checkpoint
+from retain.forecasters import CHANNELS, FORECASTS, check_forecaster, check_learned
 from retain.gradients import NotFinite
 from retain.heads import final_classifier, install_heads
 from retain.lora import add_lora
 from retain.method import Method
 from retain.sharding import keep_whole
-from retain.task import Task, aligned, forward, has_decoder
+from retain.task import Task, aligned, forward, has_decoder, said_in
 from retain.trainer import Forwarding, Saving
 
 # kind of stream -> the transformers classes of its model and of what prepares its rows
@@ -33,6 +34,7 @@ CLASSES = {
     "causal-lm": (transformers.AutoModelForCausalLM, transformers.AutoTokenizer),
     "seq2seq-lm": (transformers.AutoModelForSeq2SeqLM, transformers.AutoTokenizer),
     "image-text-to-text": (transformers.AutoModelForImageTextToText, transformers.AutoProcessor),
+    FORECASTS: (transformers.PatchTSTForPrediction, transformers.AutoConfig),
 }
 A_WEIGHT = {"4bit": 0.5 + 4 / 64, "8bit": 1}  # bytes; of 4 bits each 64 have a number beside them
 # peft's names for models without heads
@@ -40,10 +42,10 @@ TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "image-tex
 
 
 def load_processor(path: str, kind: str) -> Any:
-    """The tokenizer or image processor of a model.
+    """The tokenizer or image processor of a model; of one that forecasts its configuration, which says how far.
 
     Raises:
-        ValueError: there is none, or the model is a language model of the other kind.
+        ValueError: there is none, or the model is one of another kind.
     """
     if kind in TASK_TYPES:
         config = _found(path, kind, transformers.AutoConfig.from_pretrained)
@@ -55,6 +57,8 @@ def load_processor(path: str, kind: str) -> Any:
     found = _found(path, kind, CLASSES[kind][1].from_pretrained)
     if kind == "image-text-to-text" and getattr(found, "image_token", None) is None:
         raise ValueError(f"model.kind is {kind!r}, and what prepares the rows of {path!r} takes no pictures")
+    if kind == FORECASTS:
+        check_forecaster(path, found)
     return found
 
 
@@ -72,7 +76,8 @@ def load_model(
     """A classification model with LoRA and, with ``own_heads``, one block of head rows for each entry of ``sizes``.
 
     The final classifier and layers that the checkpoint does not hold (its hidden layer) are saved with the adapter.
-    A language model has neither heads nor use for ``sizes``; its base may be in "4bit" or "8bit".
+    A language model has neither heads nor use for ``sizes``; its base may be in "4bit" or "8bit". Neither has one that
+    forecasts.
 
     Raises:
         ValueError: no such model, or bitsandbytes is missing.
@@ -82,15 +87,13 @@ def load_model(
         few = {} if quantization is None else {"quantization_config": _bits(quantization)}
         base = _found(path, kind, CLASSES[kind][0].from_pretrained, dtype=dtype or "auto", **few)
         return add_lora(base, **{"task_type": TASK_TYPES[kind]} | lora)
-    base, report = _found(
-        path,
-        kind,
-        CLASSES[kind][0].from_pretrained,
-        num_labels=sum(sizes),
-        dtype=dtype or "auto",
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+    wanted = CHANNELS if kind == FORECASTS else {"num_labels": sum(sizes), "ignore_mismatched_sizes": True}
+    load = partial(CLASSES[kind][0].from_pretrained, output_loading_info=True)
+    base, report = _found(path, kind, load, dtype=dtype or "auto", **wanted)
+    hold_batch_norms(base)
+    if kind == FORECASTS:
+        check_learned(path, report["missing_keys"])
+        return add_lora(base, **lora)
     trained = {key.rpartition(".")[0] for key in report["missing_keys"]}
     trained.add(install_heads(base, sizes, seed) if own_heads else final_classifier(base, sum(sizes)))
     lora = {**lora, "modules_to_save": sorted(trained | set(lora.get("modules_to_save") or ()))}
@@ -176,7 +179,7 @@ def _all_have_rows(rows: int, arguments: TrainingArguments) -> bool:
 def _loss_of(model: nn.Module, task: Task, not_finite: NotFinite) -> Callable[..., Tensor]:
     def loss(outputs: Any, targets: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         if task.forward is forward:
-            outputs, targets = aligned(model, outputs.logits, targets)
+            outputs, targets = aligned(model, said_in(outputs), targets)
         total = task.loss.nll(outputs, targets).sum()
         if not_finite == "stop" and not torch.isfinite(total):
             raise FloatingPointError(
@@ -190,6 +193,20 @@ def _loss_of(model: nn.Module, task: Task, not_finite: NotFinite) -> Callable[..
         return total / (num_items_in_batch / each)
 
     return loss
+
+
+def hold_batch_norms(base: nn.Module) -> None:
+    """Have the batch norms of ``base`` take the statistics of its checkpoint in training, too, and keep them.
+
+    They are in no adapter: a model whose batch norms went on averaging would not be the one that is exported.
+    """
+    for module in base.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            module.register_forward_pre_hook(_hold)
+
+
+def _hold(module: nn.Module, inputs: Any) -> None:
+    module.training = False
 
 
 def _bits(quantization: str) -> transformers.BitsAndBytesConfig:

@@ -1,11 +1,43 @@
-"""Which keys of a task and of a guard a model of a kind has a use for."""
+"""Which sections, and which keys of a task and of a guard, a model of a kind has a use for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+from retain.forecasters import FORECASTS
 from retain.mistakes import Within
-from retain.sections import ASKED, LANGUAGE, OF_CLASSES, OF_LANGUAGE, GuardConfig, TaskConfig
+from retain.sections import ASKED, LANGUAGE, LEARNS, OF_CLASSES, OF_LANGUAGE, OF_SERIES, GuardConfig, TaskConfig
+
+SETTLED = {"scenario": "domain", "metric": "neg_mean_absolute_error"}  # of time series
+
+
+def settled(document: dict[str, Any]) -> dict[str, Any]:
+    """``document`` with that said in which its kind of model leaves no choice: of time series, scenario and metric."""
+    model, tasks = document.get("model"), document.get("tasks")
+    if not isinstance(model, dict) or model.get("kind") != FORECASTS or not isinstance(tasks, list):
+        return document
+    told = [{"metric": SETTLED["metric"]} | task if isinstance(task, dict) else task for task in tasks]
+    return {"scenario": SETTLED["scenario"]} | document | {"tasks": told}
+
+
+def check_section(name: str, value: Any, default: Any, kind: str) -> None:
+    """Refuse a ``value`` of the section ``name`` that a model of ``kind`` has no use for.
+
+    Raises:
+        ValueError: naming the value, and what the model is like.
+    """
+    if kind == FORECASTS and name == "scenario":
+        default, has = SETTLED["scenario"], "has no heads: its tasks share all outputs ('domain')"
+    elif kind == "causal-lm" if name == "language" else kind not in (*LANGUAGE, FORECASTS):
+        return
+    elif name == "language":
+        has = LEARNS.get(kind, "tells classes apart")
+    else:
+        has = "has no heads"
+    if value != default:
+        given = f"{value!r} is" if isinstance(value, str) else "a section is"
+        raise ValueError(f"{given} not allowed with model.kind {kind!r}, which {has}")
 
 
 def check_guard(guard: GuardConfig, kind: str, tasks: Iterable[str]) -> None:
@@ -14,6 +46,8 @@ def check_guard(guard: GuardConfig, kind: str, tasks: Iterable[str]) -> None:
     Raises:
         ValueError: what came, and what would be allowed.
     """
+    if kind == FORECASTS:
+        raise ValueError(f"a section is not allowed with model.kind {kind!r}: of series no task is guarded")
     if kind not in LANGUAGE:
         raise ValueError(
             f"a section is not allowed with model.kind {kind!r}: its head is new, so that there is nothing yet for the "
@@ -35,12 +69,20 @@ def check_task_kind(task: TaskConfig, kind: str) -> None:
     Raises:
         Within: naming the key and its value.
     """
-    language = kind in LANGUAGE
-    for key in OF_CLASSES if language else OF_LANGUAGE:
-        if key == "image" and kind == "image-text-to-text":
-            continue
+    unused, has = _unused(kind)
+    for key in (key for key in TaskConfig.model_fields if key in unused):
         if (value := getattr(task, key)) != TaskConfig.model_fields[key].default:
-            has = "has no classes" if language else "tells classes apart"
             raise Within(key, f"{value!r} is not allowed with model.kind {kind!r}, which {has}")
-    if language and not isinstance(task.text, str):
+    if kind == FORECASTS and task.metric != (only := SETTLED["metric"]):
+        raise Within("metric", f"{task.metric!r} is not allowed with model.kind {kind!r}; expected {only!r}")
+    if kind in LANGUAGE and not isinstance(task.text, str):
         raise Within("text", f"{task.text!r} is not allowed with model.kind {kind!r}; expected one column")
+
+
+def _unused(kind: str) -> tuple[set[str], str]:
+    """The keys of a task that a model of ``kind`` has no use for, and what it is like."""
+    if kind == FORECASTS:
+        return {*OF_CLASSES, *OF_LANGUAGE, "text", "max_length"} - {"metric"}, "forecasts series"
+    if kind not in LANGUAGE:
+        return {*OF_LANGUAGE, *OF_SERIES}, "tells classes apart"
+    return {*OF_CLASSES, *OF_SERIES} - ({"image"} if kind == "image-text-to-text" else set()), "has no classes"

@@ -41,6 +41,8 @@ def features(model: Any, sites: Mapping[str, Site], inputs: Mapping[str, Tensor]
     """
     with evaluating(model), pretrained(sites):
         hidden = precise(model.get_base_model().base_model(**inputs).last_hidden_state)
+    if hidden.dim() == 4 and "past_values" in inputs:  # patches of channels
+        hidden = hidden.flatten(1, 2)
     if hidden.dim() == 4:  # maps of a convolution
         return hidden.flatten(2).mean(2)
     mask = inputs.get("attention_mask")

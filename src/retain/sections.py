@@ -28,6 +28,7 @@ LANGUAGE = ("causal-lm", "seq2seq-lm", "image-text-to-text")  # kinds of models 
 LEARNS = {  # what those learn that have no section `language`
     "seq2seq-lm": "reads up to the last answer, and learns that",
     "image-text-to-text": "learns every answer",
+    "time-series": "forecasts numbers",
 }
 
 Count = Annotated[int, Strict(), Field(ge=1)]
@@ -51,15 +52,15 @@ class ModelConfig(Section):
     path: Text
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     quantization: Literal["4bit", "8bit"] | None = None
-    kind: Literal["text", "image", "causal-lm", "seq2seq-lm", "image-text-to-text"] = "text"
+    kind: Literal["text", "image", "causal-lm", "seq2seq-lm", "image-text-to-text", "time-series"] = "text"
 
     @model_validator(mode="after")
     def _quantised(self) -> Self:
         if self.quantization is not None and not self.writes:
             raise Within(
                 "quantization",
-                f"{self.quantization!r} is not allowed with model.kind {self.kind!r}, whose head is new: a head is "
-                "trained as a whole, which so few bits cannot be",
+                f"{self.quantization!r} is not allowed with model.kind {self.kind!r}: language models alone are loaded "
+                "so, whose outputs are what they learned, and no new head that trains as a whole",
             )
         return self
 
@@ -118,6 +119,8 @@ class TaskConfig(Section):
     ``format`` says what the rows of a language model are, where their columns fit several. ``metrics`` compare what
     the model writes, ``max_new_tokens`` at most, with the answers of the test rows; of ``options`` it chooses one: of
     those in the list, or (true) of the answers that the training rows have.
+    ``columns`` are the channels of a time series, all columns of numbers if not said; a row is a window of one, the
+    next one begins ``stride`` steps later, and ``test_fraction`` are the last.
     """
 
     name: Text
@@ -137,6 +140,8 @@ class TaskConfig(Section):
     metrics: Annotated[list[Wording], Field(min_length=1)] | None = None
     options: Literal[True] | Annotated[list[Text], Field(min_length=2)] | None = None
     max_new_tokens: Count | None = None
+    columns: Annotated[list[Text], Field(min_length=1)] | None = None
+    stride: Count | None = None
     classes: Annotated[list[Label], Field(min_length=1)] | None = None
     split_by_class: Count | None = None
     max_train: Count | None = None
@@ -195,6 +200,7 @@ class GuardConfig(TaskConfig):
 
 # Keys of a task that say what its classes are.
 OF_CLASSES = ("label", "classes", "split_by_class", "image", "metric", "unit")
+OF_SERIES = ("columns", "stride")
 OF_LANGUAGE = ("format", "metrics", "options", "max_new_tokens")
 ASKED = OF_LANGUAGE[1:]
 

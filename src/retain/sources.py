@@ -69,13 +69,13 @@ def natural(name: str) -> tuple[int, int, str]:
 
 
 def read(
-    entry: TaskConfig, seed: int, scored: Rows = "test", *, labelled: bool = True
+    entry: TaskConfig, seed: int | None, scored: Rows = "test", *, labelled: bool = True
 ) -> tuple[Split, Split, list[str]]:
     """The training rows of ``entry``, the rows to score, and its class names in order.
 
     Args:
         entry: of ``tasks``.
-        seed: of the rows that are held out where no split is named.
+        seed: of the rows that are held out where no split is named; None: the last of them, as of a time series.
         scored: "test" or "validation". Validation rows are a split of their own, or held out of the training rows; the
             test rows are then kept out of both, and a file that holds nothing else is not opened.
         labelled: without labels, as texts for language models are, all rows are of one class "".
@@ -111,9 +111,10 @@ def read(
     return train, rows, classes
 
 
-def _held_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """``split`` without a ``fraction`` of its rows, stratified by label, and those."""
-    kept = stratified(split.names, len(split.names) - round(fraction * len(split.names)), seed)
+def _held_out(split: Split, fraction: float, seed: int | None) -> tuple[Split, Split]:
+    """``split`` without a ``fraction`` of its rows, stratified by label or the last, and those."""
+    count = len(split.names) - round(fraction * len(split.names))
+    kept = np.arange(count) if seed is None else stratified(split.names, count, seed)
     return split.take(kept), split.take(np.setdiff1d(np.arange(len(split.names)), kept))
 
 

@@ -54,15 +54,16 @@ class Splits:
         return Splits(train, test, gauge, self.classes, self.scored)
 
 
-def splits_of(config: RunConfig, entry: TaskConfig, *, labelled: bool) -> Splits:
-    """All rows of ``entry``, as the ``evaluation`` of ``config`` wants them.
+def splits_of(config: RunConfig, entry: TaskConfig, *, labelled: bool, in_order: bool = False) -> Splits:
+    """All rows of ``entry``, as the ``evaluation`` of ``config`` wants them; ``in_order`` the last are held out.
 
     Raises:
         DataError: what is missing, empty, without a label, or labelled with what training never shows.
     """
     scored = config.evaluation.rows or "test"
-    train, test, classes = read(entry, config.rows_seed, scored, labelled=labelled)
+    seed = None if in_order else config.rows_seed
+    train, test, classes = read(entry, seed, scored, labelled=labelled)
     gauge = None
     if config.evaluation.sets_gauge_apart:
-        train, gauge, classes = read(entry, config.rows_seed, "validation", labelled=labelled)
+        train, gauge, classes = read(entry, seed, "validation", labelled=labelled)
     return Splits(train, test, gauge, classes, scored)

@@ -184,6 +184,8 @@ def _loading(base: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"dtype": dtype}
     if (few := getattr(getattr(base, "config", None), "quantization_config", None)) is not None:
         options["quantization_config"] = few.to_diff_dict()
+    if "num_input_channels" in (told := base.config.to_dict() if hasattr(base, "config") else {}):
+        options["num_input_channels"] = told["num_input_channels"]  # of one that forecasts: no weight depends on it
     if type(base).__name__.endswith("Classification"):
         options |= {"num_labels": base.config.num_labels, "ignore_mismatched_sizes": True}
         if (padding := base.config.to_dict().get("pad_token_id")) is not None:

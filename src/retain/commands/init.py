@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from retain import config as configuration
 from retain.files import write
+from retain.forecasters import FORECASTS
 from retain.formats import COLUMNS, FormatError, format_of
 from retain.metrics import OF_NUMBERS
 from retain.mistakes import check_task_name
@@ -23,6 +24,7 @@ from retain.yamls import flow
 ENDINGS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 TEXTS = ("text", "sentence", "question", "review", "content", "body", "title", "input")
 LOOKED_AT = 100  # rows of a file
+DATES = ("date", "time", "timestamp", "datetime", "day", "month")
 LABELS = ("label", "labels", "class", "category", "intent", "topic", "target")
 
 
@@ -118,6 +120,11 @@ def _columns(found: Guess, rows: Sequence[dict[str, Any]], source: str) -> None:
         found.entry |= {"metric": OF_NUMBERS[0]} if numbers else {}
         found.told.append(f"text {text!r} is {'labelled with numbers' if numbers else 'classified'} by {label!r}")
         return
+    words = {name for name in columns if isinstance(rows[0][name], str)}
+    if {name.lower() for name in words} <= {*DATES} and any(isinstance(value, float) for value in rows[0].values()):
+        found.kind = FORECASTS
+        found.told.append(f"a time series of {', '.join(name for name in columns if name not in words)}")
+        return
     try:
         form = format_of(columns, None, "text" if conversation else text or "text")
     except FormatError as error:
@@ -141,7 +148,8 @@ def _label(rows: Sequence[dict[str, Any]], text: str | None) -> str | None:
 
 def document(kind: str, model: str, method: str, guesses: Sequence[Guess]) -> str:
     """The file's text: what there is to set, with a word on each, and everything else left to its default."""
-    heads = "" if kind in LANGUAGE else "heads: {learning_rate: 5.0e-3}              # a new head starts from nothing\n"
+    headless = kind in (*LANGUAGE, FORECASTS)
+    heads = "" if headless else "heads: {learning_rate: 5.0e-3}              # a new head starts from nothing\n"
     rate = "2.0e-4" if kind in LANGUAGE else "1.0e-3"
     tasks = "\n".join(f"  - {flow(found.entry)}" for found in guesses)
     return f"""# retain plan FILE, then retain run FILE; after a crash run it again: it continues. All keys: docs/cli.md

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from retain.config import ModelConfig
+from retain.forecasters import CHANNELS, FORECASTS, check_forecaster
 from retain.heads import final_classifier
 from retain.hf import CLASSES, TASK_TYPES, spared_by
 from retain.lora import add_lora, sites
@@ -32,8 +33,8 @@ class Outline:
     Attributes:
         model: a peft model on the meta device.
         longest: tokens that the model has positions for, where it says so.
-        example: what one example is: so many tokens or pixels.
-        tokens: how many; 0 for images.
+        example: what one example is: so many tokens, pixels or steps.
+        tokens: how many; 0 for images and series.
         row: bytes of the longest example's inputs as they enter the model.
         flops: of one forward of one example.
         places: where one example meets each site: its tokens, or positions of a convolution.
@@ -90,10 +91,16 @@ def outline(
         config = AutoConfig.from_pretrained(model.path, num_labels=classes, trust_remote_code=False)
         dtype = config.dtype or "float32" if model.dtype in (None, "auto") else model.dtype
         with META:
-            base = CLASSES[model.kind][0].from_config(config, dtype=dtype)
+            base = _bare(model, config, dtype)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"no configuration of a {model.kind} model at {model.path!r}: {reason}") from error
+    if model.kind == FORECASTS:
+        with META:
+            adapted = add_lora(base, **lora)
+        past = torch.zeros(1, config.context_length, 1)
+        row, example = past.nbytes + 4 * config.prediction_length, f"{config.context_length} steps of a channel"
+        return Outline(adapted, None, example, 0, row, *_way(adapted, past_values=past))
     longest = getattr(config, "max_position_embeddings", None)
     if model.kind in TASK_TYPES:
         spared = spared_by(base, model.quantization)
@@ -113,6 +120,15 @@ def outline(
     pixels = torch.zeros(1, getattr(config, "num_channels", 3), height, width)
     example = f"{height} x {width} pixels"
     return Outline(adapted, longest, example, 0, pixels.nbytes, *_way(adapted, pixel_values=pixels))
+
+
+def _bare(model: ModelConfig, config: Any, dtype: Any) -> Any:
+    """The model of ``config`` in ``dtype``."""
+    if model.kind != FORECASTS:
+        return CLASSES[model.kind][0].from_config(config, dtype=dtype)
+    check_forecaster(model.path, config)
+    config.update(CHANNELS)
+    return CLASSES[model.kind][0](config).to(getattr(torch, str(dtype).removeprefix("torch.")))
 
 
 def _of_tokens(adapted: Any, longest: int | None, length: int, usual: float | None) -> Outline:

@@ -14,9 +14,11 @@ import numpy as np
 
 from retain.config import RunConfig, TaskConfig, training_arguments
 from retain.data import MAX_LENGTH, check_classes
+from retain.forecasters import FORECASTS
 from retain.hf import load_processor
 from retain.language import encoder_of
 from retain.regressions import NUMBER, numbers, outputs_of
+from retain.series import Window, windows
 from retain.sources import FORMATS, check_column
 from retain.splits import splits_of
 
@@ -48,7 +50,7 @@ class Training:
 
 
 def tokenizer_of(config: RunConfig) -> Any:
-    """The tokenizer of the model of ``config``; None if there is none here, or none anywhere, as for images."""
+    """The tokenizer of the model of ``config``, or a forecaster's configuration; None where there is none."""
     if config.model.kind == "image":
         return None
     try:
@@ -65,14 +67,18 @@ def tasks_of(config: RunConfig, entry: TaskConfig, tokenizer: Any = None) -> Ite
     """
     files = str(entry.data_files or entry.data_dir)
     if not os.path.isdir(entry.path) and (entry.path not in FORMATS or "://" in files):
-        known = [NUMBER] if entry.is_regression else entry.classes
-        yield Task(entry.name, None, None if known is None else [str(c) for c in known])
+        classes = [NUMBER] if entry.is_regression and config.model.kind != FORECASTS else entry.classes
+        yield Task(entry.name, None, None if classes is None else [str(c) for c in classes])
+        return
+    if config.model.kind == FORECASTS:
+        known = tokenizer is not None
+        yield Task(entry.name, len(windows(config, entry, Window.of(tokenizer))[0]) if known else None, None)
         return
     labels = not config.model.writes and not entry.is_regression
     found = splits_of(config, entry, labelled=labels)
-    train, classes = found.train, found.classes
-    for i, start in enumerate(range(0, len(classes), step := entry.split_by_class or len(classes))):
-        own = classes[start : start + step]
+    train, names = found.train, found.classes
+    for i, start in enumerate(range(0, len(names), step := entry.split_by_class or len(names))):
+        own = names[start : start + step]
         rows = train.of(own).at_most(entry.max_train, config.rows_seed)
         name = f"{entry.name}-{i}" if entry.split_by_class else entry.name
         if labels and config.scenario != "domain":

@@ -16,6 +16,7 @@ from retain.task.rows import (
     on_device,
     rows_in,
     rows_of,
+    said_in,
 )
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "precise",
     "rows_in",
     "rows_of",
+    "said_in",
 ]

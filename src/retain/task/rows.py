@@ -23,9 +23,9 @@ Forward = Callable[[Any, Batch], tuple[Tensor, Tensor]]
 def forward(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Outputs (N, ..., C) and targets (N, ...) of ``batch``, aligned so that outputs[..., :] predict targets[...].
 
-    A mapping with ``labels`` goes to a Hugging Face model, whose logits are returned (a causal language model's are
-    shifted by one token; an encoder-decoder is given the labels, of which it makes its decoder's inputs); a pair
-    ``(inputs, targets)`` goes to a plain module.
+    A mapping with ``labels`` goes to a Hugging Face model, whose logits or forecasts are returned (a causal language
+    model's are shifted by one token; an encoder-decoder is given the labels, of which it makes its decoder's inputs); a
+    pair ``(inputs, targets)`` goes to a plain module.
 
     Raises:
         ValueError: a mapping without labels, or a model that gives no logits: the task needs a ``forward`` of its own.
@@ -38,9 +38,15 @@ def forward(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         raise ValueError(f"a batch has no 'labels', only {', '.join(kwargs)}: name them so, or give Task a forward")
     targets = kwargs["labels"] if has_decoder(model) else kwargs.pop("labels")
     outputs = model(**kwargs)
-    if (logits := getattr(outputs, "logits", None)) is None:
+    if (said := said_in(outputs)) is None:
         raise ValueError(_without_logits(model, outputs))
-    return aligned(model, logits, targets)
+    return aligned(model, said, targets)
+
+
+def said_in(outputs: Any) -> Any:
+    """The logits of what a Hugging Face model gives, or its forecasts; None if there are neither."""
+    logits = getattr(outputs, "logits", None)
+    return getattr(outputs, "prediction_outputs", None) if logits is None else logits
 
 
 def aligned(model: Any, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +56,9 @@ def aligned(model: Any, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tenso
     """
     if targets.is_floating_point() and outputs.shape == (*targets.shape, 1):
         return outputs.squeeze(-1), targets
-    if outputs.dim() < 3 or getattr(model, "config", None) is None or has_decoder(model) or not model.can_generate():
+    if targets.is_floating_point() or outputs.dim() < 3 or getattr(model, "config", None) is None:
+        return outputs, targets
+    if has_decoder(model) or not model.can_generate():
         return outputs, targets
     return outputs[:, :-1], targets[:, 1:]
 
