@@ -1,8 +1,9 @@
-"""Data sets that a recipe needs in another form than they come in, as JSON lines or parquet in runs/data.
+"""Data sets that a recipe needs in another form than they come in, as JSON lines, parquet or CSV in runs/data.
 
     python scripts/recipe_data.py translation answers personas
     python scripts/recipe_data.py ucit --folder data/UCIT
     python scripts/recipe_data.py poses --folder data/Human36M
+    python scripts/recipe_data.py rates --folder data/ecb
 
 Downloads from the hub what is not in its cache. Of benchmarks of pictures, which come as archives, --folder is where
 they have been unpacked.
@@ -11,6 +12,7 @@ they have been unpacked.
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import json
 from collections import Counter, defaultdict
@@ -34,14 +36,14 @@ EVERY, SIDE = 64, 224  # of whose 50 pictures a second one in so many is taken, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=[*SOURCES, *BENCHMARKS, "poses"])
+    parser.add_argument("names", nargs="+", choices=[*SOURCES, *BENCHMARKS, *FOLDERS])
     parser.add_argument("--folder", type=Path, help="of a benchmark of pictures")
     options = parser.parse_args()
     for name in options.names:
         if options.folder is None and name not in SOURCES:
             parser.error(f"{name} is read from a --folder")
-        if name == "poses":
-            posed(options.folder, FOLDER / name)
+        if name in FOLDERS:
+            FOLDERS[name](options.folder, FOLDER / name)
             continue
         if name in BENCHMARKS:
             for task in BENCHMARKS[name]:
@@ -166,6 +168,25 @@ def poses_of(subject: int, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]
         yield entry["action_name"].lower(), {"image": image, "pose": seen.tolist()}
 
 
+def rates(folder: Path, to: Path) -> None:
+    """Euros in eight currencies, oldest day first: a file for each of ``PERIODS``.
+
+    Of the European Central Bank's eurofxref-hist.csv: a line a day, newest first, "N/A" where a currency has no rate.
+    """
+    source = folder / "eurofxref-hist.csv"
+    if not source.exists():
+        raise SystemExit(f"{folder} has no {source.name}")
+    to.mkdir(parents=True, exist_ok=True)
+    with source.open(newline="") as file:
+        days = sorted(csv.DictReader(file), key=lambda day: day["Date"])
+    for name, (first, last) in PERIODS.items():
+        there, mine = to / f"{name}.csv", [day for day in days if first <= day["Date"] < last]
+        lines = [[day["Date"], *(day[currency] for currency in CURRENCIES)] for day in mine]
+        with there.open("w", newline="") as file:
+            csv.writer(file).writerows([["date", *CURRENCIES], *(line for line in lines if "N/A" not in line)])
+        print(f"{len(mine)} rows -> {there}")
+
+
 def personas(rows: datasets.Dataset, name: str) -> dict[str, datasets.Dataset]:
     """Of Shakespeare's plays, a paragraph a speech: {"text": "Name:\\nWhat is said"}; a file for each who speaks most.
 
@@ -184,6 +205,14 @@ BENCHMARKS = {
     "ucit": ("ImageNet-R", "ArxivQA", "VizWiz", "IconQA", "CLEVR", "Flickr30k"),
     "mllm-dcl": ("RS", "Med", "AD", "Sci", "Fin"),
 }
+PERIODS = {  # from, and up to but for
+    "calm": ("1999", "2007-07"),
+    "crisis": ("2007-07", "2013"),
+    "calm-again": ("2013", "2020"),
+    "crisis-again": ("2020", "2025"),
+}
+CURRENCIES = ("USD", "JPY", "GBP", "CHF", "SEK", "NOK", "CAD", "AUD")  # of all these days
+FOLDERS = {"poses": posed, "rates": rates}  # what is read from a --folder as a whole
 PLAYS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SOURCES: dict[str, tuple[dict[str, Any], Make]] = {  # keywords of load_dataset, and what becomes of its rows
     "translation": ({"path": "Helsinki-NLP/opus_books", "name": "en-fr"}, each(translation)),

@@ -51,7 +51,7 @@ class Case:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.momentum = 0.0
         return model.eval()
 
@@ -106,6 +106,12 @@ def poses(n: int, generator: torch.Generator) -> Batch:
     return images(n, generator) | {"labels": torch.randn(n, 3, generator=generator)}
 
 
+def windows(n: int, generator: torch.Generator) -> Batch:
+    """24 steps of a channel, and the 6 after them."""
+    rows = torch.randn(n, 30, 1, generator=generator).cumsum(1)
+    return {"past_values": rows[:, :24], "labels": rows[:, 24:]}
+
+
 def speech(n: int, generator: torch.Generator) -> Batch:
     answer = torch.randint(1, IMAGE, (n, 4), generator=generator)
     return {"input_features": torch.randn(n, 4, 16, generator=generator), "labels": answer}
@@ -132,6 +138,10 @@ def labelled_digits(n: int, generator: torch.Generator) -> Batch:
 
 def unshifted(model: Any, row: Batch) -> tuple[Tensor, Tensor]:
     return model(**{key: v for key, v in row.items() if key != "labels"}).logits, row["labels"]
+
+
+def forecast(model: Any, row: Batch) -> tuple[Tensor, Tensor]:
+    return model(past_values=row["past_values"]).prediction_outputs, row["labels"]
 
 
 def regressed(model: Any, row: Batch) -> tuple[Tensor, Tensor]:
@@ -271,6 +281,7 @@ CASES = {
         loss=SquaredError(),
         plain=unshifted,
     ),
+    "patchtst": Case(lambda: models.bare_patchtst(num_input_channels=1), windows, loss=SquaredError(), plain=forecast),
     "clip": Case(
         of(hf.CLIPModel, hf.CLIPConfig, **CLIP), images, forward=AmongTexts(TEXTS), plain=compared, one_by_one=True
     ),

@@ -136,6 +136,25 @@ def poses(at: Path) -> dict[str, Any]:
     return {"data_files": {part: str(at / "made" / f"{at.name}.{part}.parquet") for part in ("train", "test")}}
 
 
+HEADER = (
+    "Date,USD,JPY,BGN,CYP,CZK,DKK,EEK,GBP,HUF,LTL,LVL,MTL,PLN,ROL,RON,SEK,SIT,SKK,CHF,ISK,NOK,HRK,RUB,TRL,TRY,AUD,BRL,"
+    "CAD,CNY,HKD,IDR,ILS,INR,KRW,MXN,MYR,NZD,PHP,SGD,THB,ZAR"
+)
+
+
+def rates(at: Path) -> dict[str, Any]:
+    """What the script makes of a period of the European Central Bank's file, whose lines end with a comma."""
+    at.mkdir(parents=True)
+    known, noise, lines = HEADER.split(","), np.random.default_rng(0), [f"{HEADER},"]
+    for year in range(2024, 1998, -1):
+        for day in range(28, 8, -1):
+            values = ["N/A" if name == "CYP" else f"{1 + noise.random():.4f}" for name in known[1:]]
+            lines += [",".join([f"{year}-{month:02}-{day:02}", *values, ""]) for month in (10, 3)]
+    (at / "eurofxref-hist.csv").write_text("\n".join(lines))
+    recipe_data.rates(at, at / "made")
+    return {"data_files": str(at / "made" / f"{at.name}.csv")}
+
+
 def dialogues(at: Path) -> dict[str, Any]:
     turns = [{"role": "user", "content": "alpha"}, {"role": "assistant", "content": "glad win"}]
     return table(at, [{"prompt": "alpha", "prompt_id": str(i), "messages": turns} for i in range(12)])
@@ -180,6 +199,7 @@ DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "dialogue": dialogues,
     "guard": lambda at: table(at, [{"text": WORDS[i % 4]} for i in range(12)]),
     **{task.name: poses for task in load(FOLDER / "poses.yaml").tasks},
+    **{task.name: rates for task in load(FOLDER / "regimes.yaml").tasks},
 }
 
 

@@ -12,7 +12,7 @@ import datasets
 import pytest
 import transformers
 
-from recipe_rows import DATA, FOLDER, OF_PICTURES, poses, recipe_data, written
+from recipe_rows import DATA, FOLDER, OF_PICTURES, poses, rates, recipe_data, written
 from retain import cli
 from retain.commands.outlines import outline
 from retain.config import RunConfig, load
@@ -25,6 +25,9 @@ ORDERS = [name for name in RECIPES if name.startswith("llm-order")]
 MODELS: dict[str, transformers.PretrainedConfig] = {
     "google/vit-base-patch16-224-in21k": transformers.ViTConfig(),
     "facebook/dinov2-small": transformers.Dinov2Config(hidden_size=384, num_attention_heads=6),
+    "ibm-granite/granite-timeseries-patchtst": transformers.PatchTSTConfig(
+        context_length=512, prediction_length=96, patch_length=12, patch_stride=12, num_input_channels=7
+    ),
     "FacebookAI/roberta-base": transformers.RobertaConfig(),
     "meta-llama/Llama-3.2-1B-Instruct": transformers.LlamaConfig(
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8
@@ -40,7 +43,7 @@ MODELS: dict[str, transformers.PretrainedConfig] = {
 }
 MOST = 3  # tasks of a stream that have rows of one form
 # Two maps of 16 layers, seven of 32, two of the attention of 24 and 24, which have it twice; else two of 12.
-SITES = {"meta-llama": 32, "HuggingFaceTB": 224, "llava-hf": 14, "google-t5": 144}
+SITES = {"ibm-granite": 12, "meta-llama": 32, "HuggingFaceTB": 224, "llava-hf": 14, "google-t5": 144}
 
 
 def tiny(config: RunConfig, model: str, tmp_path: Path) -> RunConfig:
@@ -143,16 +146,29 @@ def test_poses_are_as_the_camera_sees_them_from_the_pelvis(tmp_path: Path) -> No
         recipe_data.posed(tmp_path, tmp_path / "made")
 
 
+def test_rates_are_in_order_of_time_and_of_one_period(tmp_path: Path) -> None:
+    lines = Path(rates(tmp_path / "crisis")["data_files"]).read_text().splitlines()
+    assert lines[0] == "date,USD,JPY,GBP,CHF,SEK,NOK,CAD,AUD" and all(line.count(",") == 8 for line in lines)
+    days = [line.split(",")[0] for line in lines[1:]]
+    assert days == sorted(days) and days[0] == "2007-10-09" and days[-1] == "2012-10-28"
+    source = (tmp_path / "crisis/eurofxref-hist.csv").read_text().splitlines()
+    by_name = dict(zip(source[0].split(","), next(x for x in source if x.startswith(days[0])).split(","), strict=True))
+    assert lines[1].split(",")[1:] == [by_name[name] for name in recipe_data.CURRENCIES]
+    with pytest.raises(SystemExit, match="has no eurofxref-hist.csv"):
+        recipe_data.rates(tmp_path, tmp_path / "made")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast_runs", "in_process")
 @pytest.mark.parametrize(
     "name", sorted({*RECIPES} - {*ORDERS[1:], "imagenet-a.yaml", "ucit.yaml"})
 )  # as one that is there
 def test_a_recipe_runs_on_rows_of_its_sources_form(
-    name: str, bert: str, vit: str, llama: str, t5: str, llava: str, tmp_path: Path
+    name: str, bert: str, vit: str, llama: str, t5: str, llava: str, patchtst: str, tmp_path: Path
 ) -> None:
     config = load(FOLDER / name)
     kinds = {"text": bert, "image": vit, "causal-lm": llama, "seq2seq-lm": t5, "image-text-to-text": llava}
+    kinds["time-series"] = patchtst
     folder = llama if name in ORDERS else kinds[config.model.kind]
     results = run(tiny(config, folder, tmp_path), quiet())
     assert len(results["tasks"]) >= 2 and (tmp_path / "out" / "adapter" / "adapter_config.json").exists()

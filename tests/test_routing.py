@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models import filled, images, texts, tiny_bert, tiny_vit
+from models import adapted, bare_patchtst, filled, images, texts, tiny_bert, tiny_vit
 from retain import sites
 from retain.routing import class_means, features, nearest
 
@@ -31,6 +31,15 @@ def test_means_are_those_of_the_rows_of_each_label(model, rows):
     each = torch.cat([features(adapted, sites(adapted), batch) for batch in batches])
     expected = torch.stack([each[labels == label].mean(0) for label in sorted(set(labels.tolist()))])
     torch.testing.assert_close(means, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_features_of_a_window_are_means_over_its_patches():
+    model, rows = adapted(bare_patchtst(num_input_channels=1), target_modules=["q_proj"]), torch.randn(3, 24, 1)
+    found = features(model, sites(model), {"past_values": rows})
+    with torch.no_grad():
+        hidden = model.get_base_model().model.eval()(past_values=rows).last_hidden_state
+    assert hidden.shape == (3, 1, 4, 16)
+    torch.testing.assert_close(found, hidden[:, 0].mean(1), rtol=1e-5, atol=1e-6)
 
 
 def test_numbers_have_one_mean():
