@@ -178,7 +178,7 @@ def test_series_that_cannot_be_one(change: dict[str, Any], message: str, patchts
         ),
         (
             {"model": {"path": "m", "kind": "time-series", "quantization": "4bit"}},
-            "language models alone are",
+            "few bits are for language models",
         ),
     ],
 )

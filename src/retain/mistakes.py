@@ -99,7 +99,8 @@ def _refusal(value: Any, expected: Iterable[str]) -> str:
 
 
 def _unknown(key: object, value: Any, known: Sequence[str], owner: str = "") -> str:
-    allowed = f"known: {', '.join(known)}" if len(known) <= 25 else f"known: the {len(known)} keywords of {owner}"
+    many = len(known) > 25 and owner
+    allowed = f"known: the {len(known)} keywords of {owner}" if many else f"known: {', '.join(known)}"
     return f"unknown key {key!r} (value {value!r}); {allowed}{did_you_mean(key, known)}"
 
 

@@ -59,8 +59,8 @@ class ModelConfig(Section):
         if self.quantization is not None and not self.writes:
             raise Within(
                 "quantization",
-                f"{self.quantization!r} is not allowed with model.kind {self.kind!r}: language models alone are loaded "
-                "so, whose outputs are what they learned, and no new head that trains as a whole",
+                f"{self.quantization!r} is not allowed with model.kind {self.kind!r}: few bits are for language "
+                "models, and a new head is trained as a whole, which they cannot be",
             )
         return self
 
