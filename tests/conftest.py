@@ -156,3 +156,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     bare_llama(vocab_size=len(tokenizer), initializer_range=LEARNS_FAST, **ids).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def painter(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny Stable Diffusion pipeline."""
+    from painting import save_pipeline
+
+    folder = tmp_path_factory.mktemp("painter")
+    save_pipeline(folder)
+    return str(folder)

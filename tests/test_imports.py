@@ -65,6 +65,8 @@ FLOORS = (
         "reading",
         "reference",
         "checkpoints",
+        "silence",
+        "pipelines",
         "trainer",
         "hf",
         "forecasters",
@@ -78,7 +80,7 @@ FLOORS = (
         "plots",
     },
     {"config", "sections", "kinds"},
-    {"data", "sources", "splits", "regressions", "series", "language", "pictures"},
+    {"data", "diffusion", "sources", "splits", "regressions", "series", "language", "pictures"},
     {
         "run",
         "trackers",

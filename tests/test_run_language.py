@@ -65,7 +65,7 @@ def test_a_stream_of_language_is_learned_scored_and_exported(llama: str, tmp_pat
     entry = json.loads((tmp_path / "out" / "base" / "scores.json").read_text())["tasks"]["greek"]
     assert entry["tokens"] == [2] * 4 and sum(entry["losses"]) == pytest.approx(4 * entry["loss"], rel=1e-3)
     print_scores(console, results)
-    assert "nats a token" in told.getvalue() and "nats per token, lower is better" in told.getvalue()
+    assert "nats a token" in told.getvalue() and "nats a token, lower is better" in told.getvalue()
     assert "above zero is worse" in told.getvalue()
     assert not (tmp_path / "out" / "adapter" / "labels.json").exists()
 
@@ -117,3 +117,9 @@ def test_packing_changes_nothing_but_the_padding(llama: str, tmp_path: Path) -> 
         for name in ("plain", "tight")
     )
     assert np.allclose(plain["nats_per_token"]["matrix"], tight["nats_per_token"]["matrix"], atol=1e-4)
+
+
+def test_a_method_with_coefficients_for_each_task_is_scored_with_the_task_known(llama: str, tmp_path: Path) -> None:
+    config = document(llama, tmp_path, method={"name": "per-task"})
+    matrix = np.array(run(parse(config | {"tasks": config["tasks"][:2]}), quiet())["nats_per_token"]["matrix"])
+    assert matrix[2, 0] == matrix[1, 0] < matrix[0, 0] and matrix[1, 1] == matrix[0, 1] > matrix[2, 1]

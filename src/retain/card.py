@@ -7,6 +7,7 @@ from typing import Any
 
 from retain.metrics import TITLES
 from retain.results import score_of
+from retain.tokenwise import in_nats
 from retain.units import human
 from retain.yamls import flow
 
@@ -15,8 +16,8 @@ TAGS = "tags: [lora, continual-learning, retain]\n"
 
 def card(readme: str, results: Mapping[str, Any]) -> str:
     """``readme``, which says how to load the adapter, with the scores, storage and provenance of ``results``."""
-    nats = results.get("nats_per_token")
-    found, unit = (nats, "nats a token, lower is better") if nats else score_of(results)
+    found, unit = in_nats(results)
+    found, unit = (found, f"{unit}, lower is better") if found else score_of(results)
     matrix, names, metrics = found["matrix"], results["tasks"], results.get("metric", {})
     titles = [f"{name}: {TITLES[metrics[name]]}" if unit == "score" else name for name in names]
     rows = [_row(title, i, matrix) for i, title in enumerate(titles)]

@@ -13,9 +13,10 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from retain import yamls
 from retain.intake import read_text
-from retain.kinds import check_guard, check_section, check_task_kind, settled
+from retain.kinds import check_guard, check_method, check_section, check_task_kind, settled
 from retain.mistakes import Within, one_line
 from retain.sections import (
+    TARGETS,
     EvaluationConfig,
     GuardConfig,
     HeadsConfig,
@@ -62,7 +63,7 @@ class RunConfig(Section):
     @property
     def scored_at_once(self) -> int:
         """Rows of a batch that is scored."""
-        return self.evaluation.batch_size or (8 if self.model.writes else 64)
+        return self.evaluation.batch_size or (8 if self.model.in_nats else 64)
 
     @property
     def rows_seed(self) -> int:
@@ -79,23 +80,23 @@ class RunConfig(Section):
 
     @field_validator("lora")
     @classmethod
-    def _lora(cls, lora: dict[str, Any]) -> dict[str, Any]:
+    def _lora(cls, lora: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         from retain.lora import LoraConfig, lora_config_fields
 
         check_keywords(lora, lora_config_fields(), get_type_hints(LoraConfig), "peft.LoraConfig")
-        return LORA | lora
+        return LORA | (TARGETS.get(info.data["model"].kind, {}) if "model" in info.data else {}) | lora
 
     @field_validator("method")
     @classmethod
-    def _method(cls, method: dict[str, Any]) -> dict[str, Any]:
+    def _method(cls, method: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         from retain.methods import method_named
 
         name = method.get("name", METHOD["name"])
         maker = method_named(name)
         keywords = {p.name: p.default for p in list(inspect.signature(maker).parameters.values())[1:]}
-        given = {key: value for key, value in method.items() if key != "name"}
         check_keywords(method, ["name", *keywords], get_type_hints(maker.__init__), f"the method {name!r}")
-        maker.check(**keywords | given)
+        maker.check(**keywords | {key: value for key, value in method.items() if key != "name"})
+        check_method(info.data.get("model"), name, keeps_rows=maker.keeps_rows)
         return METHOD | method
 
     @field_validator("heads", "scenario", "language")

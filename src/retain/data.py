@@ -16,6 +16,7 @@ from transformers import DataCollatorWithPadding, default_data_collator
 
 from retain.answers import Apart, Asked
 from retain.artefact import origin
+from retain.diffusion import drawn_tasks
 from retain.forecasters import FORECASTS
 from retain.language import language_tasks
 from retain.metrics import OF_NUMBERS
@@ -59,8 +60,9 @@ class Stream:
 
     @property
     def guessed(self) -> bool:
-        """Whether it is worth asking which task a row is of: numbers are no classes to be chosen among."""
-        return not any(task.metric in OF_NUMBERS for task in self.tasks) or self.groups is None
+        """Whether it is worth asking which task a row is of: neither numbers nor losses tell classes apart."""
+        numbers = any(task.metric in OF_NUMBERS for task in self.tasks)
+        return self.groups is None if numbers else any(self.labels)
 
     @property
     def sizes(self) -> list[int]:
@@ -88,9 +90,10 @@ def load_stream(config: RunConfig, processor: Any) -> Stream:
         _check_names([entry.name for entry in config.tasks], earlier)
         tasks, guard, asked, gauge = language_tasks(config, processor)
         return Stream(tasks, [[] for _ in tasks], None, guard, asked, gauge, before)
-    if config.model.kind == FORECASTS:
+    if config.model.kind == FORECASTS or config.model.in_nats:
         _check_names([entry.name for entry in config.tasks], earlier)
-        tasks, gauge = series_tasks(config, processor)
+        made = series_tasks if config.model.kind == FORECASTS else drawn_tasks
+        tasks, gauge = made(config, processor)
         return Stream(tasks, [[] for _ in tasks], None, gauge=gauge, before=before)
     pieces = [piece for entry in config.tasks for piece in _pieces(entry, config)]
     names = [piece.name for piece in pieces]

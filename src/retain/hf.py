@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,9 @@ from retain.gradients import NotFinite
 from retain.heads import final_classifier, install_heads
 from retain.lora import add_lora
 from retain.method import Method
+from retain.pipelines import check_diffusers, load_pipeline, load_unet, quiet, recomputing
 from retain.sharding import keep_whole
+from retain.silence import silenced
 from retain.task import Task, aligned, forward, has_decoder, said_in
 from retain.trainer import Forwarding, Saving
 
@@ -36,17 +37,23 @@ CLASSES = {
     "image-text-to-text": (transformers.AutoModelForImageTextToText, transformers.AutoProcessor),
     FORECASTS: (transformers.PatchTSTForPrediction, transformers.AutoConfig),
 }
+DRAWS = "text-to-image"  # of diffusers
 A_WEIGHT = {"4bit": 0.5 + 4 / 64, "8bit": 1}  # bytes; of 4 bits each 64 have a number beside them
 # peft's names for models without heads
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM", "image-text-to-text": "CAUSAL_LM"}
 
 
 def load_processor(path: str, kind: str) -> Any:
-    """The tokenizer or image processor of a model; of one that forecasts its configuration, which says how far.
+    """The tokenizer or image processor of a model; of one that forecasts its configuration, which says how far; the
+    ``Pipeline`` of one that draws.
 
     Raises:
         ValueError: there is none, or the model is one of another kind.
     """
+    if kind == DRAWS:
+        check_diffusers()
+        with quiet():
+            return _found(path, kind, load_pipeline)
     if kind in TASK_TYPES:
         config = _found(path, kind, transformers.AutoConfig.from_pretrained)
         if config.is_encoder_decoder != (kind == "seq2seq-lm"):
@@ -77,12 +84,15 @@ def load_model(
 
     The final classifier and layers that the checkpoint does not hold (its hidden layer) are saved with the adapter.
     A language model has neither heads nor use for ``sizes``; its base may be in "4bit" or "8bit". Neither has one that
-    forecasts.
+    forecasts, or draws: of that it is the UNet.
 
     Raises:
         ValueError: no such model, or bitsandbytes is missing.
     """
     transformers.set_seed(seed)
+    if kind == DRAWS:
+        with quiet():
+            return add_lora(_found(path, kind, load_unet, dtype=dtype), **lora)
     if kind in TASK_TYPES:
         few = {} if quantization is None else {"quantization_config": _bits(quantization)}
         base = _found(path, kind, CLASSES[kind][0].from_pretrained, dtype=dtype or "auto", **few)
@@ -142,6 +152,7 @@ def fit(
         arguments.save_total_limit = None
     if _all_have_rows(len(task.train), arguments):
         arguments.accelerator_config.even_batches = False
+    arguments = recomputing(model, arguments)
     kind = Saving if task.forward is forward else partial(Forwarding, task.forward)
     trainer = kind(
         model,
@@ -227,22 +238,8 @@ def spared_by(base: Any, quantization: str | None) -> float:
 
 def _found(path: str, kind: str, load: Callable[..., Any], **kwargs: Any) -> Any:
     try:
-        with _silence():
+        with silenced(logging):
             return load(path, trust_remote_code=False, **kwargs)  # left out, transformers asks whoever sits there
     except (OSError, ValueError, ImportError) as error:
         where = "" if Path(path).is_dir() else ", neither as a folder nor on the hub"
         raise ValueError(f"no {kind} model at {path!r}{where}: {' '.join(str(error).split())}") from error
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """The block shows no bar and no report: that a classifier is new is what continual learning is about."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -7,14 +7,31 @@ from typing import Any
 
 from retain.forecasters import FORECASTS
 from retain.mistakes import Within
-from retain.sections import ASKED, LANGUAGE, LEARNS, OF_CLASSES, OF_LANGUAGE, OF_SERIES, GuardConfig, TaskConfig
+from retain.sections import (
+    ASKED,
+    DRAWS,
+    IN_NATS,
+    LANGUAGE,
+    LEARNS,
+    OF_CLASSES,
+    OF_LANGUAGE,
+    OF_SERIES,
+    GuardConfig,
+    ModelConfig,
+    TaskConfig,
+)
 
 SETTLED = {"scenario": "domain", "metric": "neg_mean_absolute_error"}  # of time series
 
 
 def settled(document: dict[str, Any]) -> dict[str, Any]:
-    """``document`` with that said in which its kind of model leaves no choice: of time series, scenario and metric."""
+    """``document`` with that said in which its kind of model leaves no choice: of time series, scenario and metric.
+
+    Of a model that draws, ``lora`` is looked at also if it is not there: what is adapted depends on the kind.
+    """
     model, tasks = document.get("model"), document.get("tasks")
+    if isinstance(model, dict) and model.get("kind") == DRAWS:
+        return {"lora": {}} | document
     if not isinstance(model, dict) or model.get("kind") != FORECASTS or not isinstance(tasks, list):
         return document
     told = [{"metric": SETTLED["metric"]} | task if isinstance(task, dict) else task for task in tasks]
@@ -29,7 +46,7 @@ def check_section(name: str, value: Any, default: Any, kind: str) -> None:
     """
     if kind == FORECASTS and name == "scenario":
         default, has = SETTLED["scenario"], "has no heads: its tasks share all outputs ('domain')"
-    elif kind == "causal-lm" if name == "language" else kind not in (*LANGUAGE, FORECASTS):
+    elif kind == "causal-lm" if name == "language" else kind not in (*IN_NATS, FORECASTS):
         return
     elif name == "language":
         has = LEARNS.get(kind, "tells classes apart")
@@ -48,6 +65,8 @@ def check_guard(guard: GuardConfig, kind: str, tasks: Iterable[str]) -> None:
     """
     if kind == FORECASTS:
         raise ValueError(f"a section is not allowed with model.kind {kind!r}: of series no task is guarded")
+    if kind == DRAWS:
+        raise ValueError(f"a section is not allowed with model.kind {kind!r}; with {', '.join(LANGUAGE)}")
     if kind not in LANGUAGE:
         raise ValueError(
             f"a section is not allowed with model.kind {kind!r}: its head is new, so that there is nothing yet for the "
@@ -63,6 +82,16 @@ def check_guard(guard: GuardConfig, kind: str, tasks: Iterable[str]) -> None:
         raise Within("name", f"{guard.name!r} is a task, too; tasks: {', '.join(tasks)}")
 
 
+def check_method(model: ModelConfig | None, name: str, *, keeps_rows: bool) -> None:
+    """Refuse a method called ``name`` that cannot work on ``model``.
+
+    Raises:
+        Within: what it would have to do.
+    """
+    if model is not None and model.kind == DRAWS and keeps_rows:
+        raise Within("name", f"{name!r} is not allowed with model.kind {model.kind!r}: no state holds what noise is")
+
+
 def check_task_kind(task: TaskConfig, kind: str) -> None:
     """Refuse keys of ``task`` that a model of ``kind`` has no use for.
 
@@ -75,14 +104,22 @@ def check_task_kind(task: TaskConfig, kind: str) -> None:
             raise Within(key, f"{value!r} is not allowed with model.kind {kind!r}, which {has}")
     if kind == FORECASTS and task.metric != (only := SETTLED["metric"]):
         raise Within("metric", f"{task.metric!r} is not allowed with model.kind {kind!r}; expected {only!r}")
-    if kind in LANGUAGE and not isinstance(task.text, str):
+    if kind in IN_NATS and not isinstance(task.text, str):
         raise Within("text", f"{task.text!r} is not allowed with model.kind {kind!r}; expected one column")
+    if task.prompt is not None and task.text != TaskConfig.model_fields["text"].default:
+        raise Within("prompt", f"{task.prompt!r} beside text {task.text!r}: pictures are called one or the other")
+    if kind == DRAWS and task.label != TaskConfig.model_fields["label"].default and task.classes is None:
+        raise Within("label", f"{task.label!r} without `classes`: nothing is chosen by it")
 
 
 def _unused(kind: str) -> tuple[set[str], str]:
     """The keys of a task that a model of ``kind`` has no use for, and what it is like."""
     if kind == FORECASTS:
-        return {*OF_CLASSES, *OF_LANGUAGE, "text", "max_length"} - {"metric"}, "forecasts series"
+        return {*OF_CLASSES, *OF_LANGUAGE, "text", "max_length", "prompt"} - {"metric"}, "forecasts series"
+    if kind == DRAWS:
+        used = {"label", "classes", "image"}
+        return {*OF_CLASSES, *OF_LANGUAGE, *OF_SERIES, "max_length"} - used, "draws pictures"
     if kind not in LANGUAGE:
-        return {*OF_LANGUAGE, *OF_SERIES}, "tells classes apart"
-    return {*OF_CLASSES, *OF_SERIES} - ({"image"} if kind == "image-text-to-text" else set()), "has no classes"
+        return {*OF_LANGUAGE, *OF_SERIES, "prompt"}, "tells classes apart"
+    used = {"image"} if kind == "image-text-to-text" else set()
+    return {*OF_CLASSES, *OF_SERIES, "prompt"} - used, "has no classes"

@@ -45,7 +45,7 @@ def record(number: int, found: Mapping[str, Score], guard: Task | None = None) -
 
 def _entry(score: Score) -> dict[str, Any]:
     outcomes = {key: _bits(value) for key, value in _outcomes(score).items() if value is not None}
-    return {"rows": score.n, "loss": score.loss} | outcomes | _of_metric(score) | _of_tokens(score)
+    return {"rows": score.n, "loss": score.loss} | outcomes | _of_metric(score) | _of_losses(score)
 
 
 def _of_metric(score: Score) -> dict[str, Any]:
@@ -58,10 +58,12 @@ def _of_metric(score: Score) -> dict[str, Any]:
     return {"metric": score.metric, "said": said, "wanted": wanted}
 
 
-def _of_tokens(score: Score) -> dict[str, Any]:
-    if score.tokens is None or score.losses is None:
+def _of_losses(score: Score) -> dict[str, Any]:
+    """Of rows that are scored by their loss: sequences, and what has neither classes nor one number."""
+    if score.losses is None or score.correct is not None or score.said is not None:
         return {}
-    found = {"tokens": score.tokens.tolist(), "losses": _short(score.losses)}
+    tokens = {} if score.tokens is None else {"tokens": score.tokens.tolist()}
+    found: dict[str, Any] = tokens | {"losses": _short(score.losses)}
     return found | ({"answers": {k: _short(v) for k, v in score.answers.items()}} if score.answers else {})
 
 
@@ -96,7 +98,8 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
     ``accuracy`` is measured as the scenario says: the task known (task-incremental), unknown (class-incremental),
     or of no matter (domain-incremental). The first two are both reported. Where a task has another metric it is
     ``score``, and ``metric`` says each task's; a number is no class to be chosen among, so that with regressions the
-    task is known. Of a language model there are ``nats_per_token`` instead, and ``guard`` if there is one.
+    task is known. Where losses are the scores there are ``nats_per_token`` or ``nats_per_example`` instead, and
+    ``guard`` if there is one.
     """
     names = [task.name for task in stream.tasks]
     rows = np.array([records[-1]["tasks"][name]["rows"] for name in names])
@@ -108,7 +111,7 @@ def results(config: RunConfig, stream: Stream, records: Sequence[Mapping[str, An
         "tasks": names,
         "rows": config.evaluation.rows or "test",
     }
-    if config.model.writes:
+    if config.model.in_nats:
         summary |= tokenwise(records, names)
         if "guard" in records[0]:
             summary["guard"] = guarded(records, len(names))
@@ -195,7 +198,7 @@ def headline(name: str, records: Sequence[Mapping[str, Any]], scenario: str) -> 
     """What the last stage learned, what it did to the tasks before, and whether that was foreseen; a line or two."""
     line = (
         tokenwise_headline(name, records)
-        if "tokens" in next(iter(records[0]["tasks"].values()))
+        if "losses" in next(iter(records[0]["tasks"].values()))
         else _score_headline(name, records, KINDS[scenario][0])
     )
     if found := records[-1].get("calibration"):

@@ -25,11 +25,15 @@ OURS = {  # keywords of TrainingArguments that a run sets itself
 OF_THE_RUN = {"report_to", "run_name"}  # and not of one of its tasks
 
 LANGUAGE = ("causal-lm", "seq2seq-lm", "image-text-to-text")  # kinds of models that write texts
+DRAWS = "text-to-image"
+IN_NATS = (*LANGUAGE, DRAWS)  # kinds whose tasks have no classes, and are scored by their loss
 LEARNS = {  # what those learn that have no section `language`
     "seq2seq-lm": "reads up to the last answer, and learns that",
     "image-text-to-text": "learns every answer",
     "time-series": "forecasts numbers",
+    DRAWS: "learns to draw pictures",
 }
+TARGETS = {DRAWS: {"target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}}  # of LoRA, where a kind has its own
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
@@ -46,16 +50,23 @@ class ModelConfig(Section):
     """The pretrained model: a hub name or a folder, and how it is loaded.
 
     ``quantization`` has bitsandbytes keep the linear maps of a language model in so many bits (nf4, or int8), which
-    nothing ever writes.
+    nothing ever writes. ``resolution`` is a side, in pixels, of pictures that it learns to draw; its own if not said.
     """
 
     path: Text
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     quantization: Literal["4bit", "8bit"] | None = None
-    kind: Literal["text", "image", "causal-lm", "seq2seq-lm", "image-text-to-text", "time-series"] = "text"
+    kind: Literal["text", "image", "causal-lm", "seq2seq-lm", "image-text-to-text", "time-series", "text-to-image"] = (
+        "text"
+    )
+    resolution: Count | None = None
 
     @model_validator(mode="after")
     def _quantised(self) -> Self:
+        if self.resolution is not None and self.kind != DRAWS:
+            raise Within("resolution", f"{self.resolution} is not allowed with model.kind {self.kind!r}")
+        if self.quantization is not None and self.kind == DRAWS:
+            raise Within("quantization", f"{self.quantization!r} is not allowed with model.kind {self.kind!r}")
         if self.quantization is not None and not self.writes:
             raise Within(
                 "quantization",
@@ -68,6 +79,11 @@ class ModelConfig(Section):
     def writes(self) -> bool:
         """Whether it is a language model, which has no classes: its answers are texts."""
         return self.kind in LANGUAGE
+
+    @property
+    def in_nats(self) -> bool:
+        """Whether tasks have no classes, and are scored by their loss."""
+        return self.kind in IN_NATS
 
 
 class LanguageConfig(Section):
@@ -121,6 +137,8 @@ class TaskConfig(Section):
     those in the list, or (true) of the answers that the training rows have.
     ``columns`` are the channels of a time series, all columns of numbers if not said; a row is a window of one, the
     next one begins ``stride`` steps later, and ``test_fraction`` are the last.
+    ``prompt`` is what all pictures of a model that learns to draw are called, where no column has texts; of ``classes``
+    it draws those that are named.
     """
 
     name: Text
@@ -133,6 +151,7 @@ class TaskConfig(Section):
     validation: Text | None = None
     text: Text | Annotated[list[Text], Field(min_length=2, max_length=2)] = "text"
     image: Text = "image"
+    prompt: Text | None = None
     label: Text = "label"
     format: Format | None = None
     metric: Metric | None = None
@@ -206,7 +225,7 @@ ASKED = OF_LANGUAGE[1:]
 
 
 def check_scored(strength: Any, tasks: Sequence[TaskConfig], kind: str) -> None:
-    """Refuse a budget that is a share of a score where tasks of a model of ``kind`` have none.
+    """Refuse a budget that is a share of a score where tasks of a model of ``kind`` have none, or none but a loss.
 
     Raises:
         ValueError: what it counts, and where scores come from.
@@ -214,6 +233,8 @@ def check_scored(strength: Any, tasks: Sequence[TaskConfig], kind: str) -> None:
     budget = strength.get("budget") if isinstance(strength, dict) else None
     if isinstance(budget, str) and any(task.metric in ERRORS for task in tasks):
         raise ValueError(f"method.strength.budget is {budget!r}, and an error has no share to lose; expected nats")
+    if isinstance(budget, str) and kind == DRAWS:
+        raise ValueError(f"method.strength.budget is {budget!r}, and a loss has no share to lose; expected nats")
     if isinstance(budget, str) and kind in LANGUAGE and not all(task.metrics or task.options for task in tasks):
         raise ValueError(
             f"method.strength.budget is {budget!r} of the tasks' scores, which a language model has only where each "

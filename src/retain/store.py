@@ -18,6 +18,7 @@ from transformers import GenerationMixin
 
 from retain.files import StoreError, replace_folder, write
 from retain.intake import hash_of, inside, read_json, read_section, read_tensors, shapes
+from retain.pipelines import SUBFOLDER
 from retain.task import evaluating
 from retain.vllm import judge
 
@@ -130,13 +131,14 @@ def write_adapter(folder: Path, model: Any, labels: Mapping[str, Any]) -> None:
     """Write the adapter of ``model`` as a stock PEFT LoRA, with ``labels`` saying what its outputs mean."""
     base = model.get_base_model()
     (library, name), kind = _origin(base), type(base).__name__
-    options = "".join(f", {key}={value!r}" for key, value in _loading(base).items())
+    told = {key: f"torch.{value}" if key == "torch_dtype" else repr(value) for key, value in _loading(base).items()}
+    options = "".join(f", {key}={value}" for key, value in told.items())
     how = f'from {library} import {kind}\n\nbase = {kind}.from_pretrained("{name}"{options})'
     readme = _README.format(
         base=name,
         what=name or kind,
         how=how if name else f"base = ...  # the {kind} that it was trained on",
-        labels="\n`labels.json` says which outputs belong to which task, and what they mean.\n" if labels else "",
+        more=_more(base, labels),
     )
 
     def fill(fresh: Path) -> None:
@@ -146,6 +148,15 @@ def write_adapter(folder: Path, model: Any, labels: Mapping[str, Any]) -> None:
             write_json(fresh / "labels.json", labels)
 
     replace_folder(folder, fill)
+
+
+def _more(base: Any, labels: Mapping[str, Any]) -> str:
+    """What else there is to say of an adapter."""
+    if labels:
+        return "\n`labels.json` says which outputs belong to which task, and what they mean.\n"
+    if part := _part(base):
+        return f"\n`pipe.{part} = model` puts it in its pipeline, `pipe = DiffusionPipeline.from_pretrained(...)`.\n"
+    return ""
 
 
 def check_adapter(folder: Path, model: Any, batches: Sequence[Mapping[str, Tensor]]) -> float:
@@ -181,6 +192,9 @@ def _origin(base: Any) -> tuple[str, str]:
 def _loading(base: Any) -> dict[str, Any]:
     """The keywords of ``from_pretrained`` that give the model under the adapter."""
     dtype = str(next(base.parameters()).dtype).removeprefix("torch.")
+    if _origin(base)[0] == "diffusers":
+        wide = {} if dtype == "float32" else {"torch_dtype": dtype}
+        return wide | ({"subfolder": part} if (part := _part(base)) else {})
     options: dict[str, Any] = {"dtype": dtype}
     if (few := getattr(getattr(base, "config", None), "quantization_config", None)) is not None:
         options["quantization_config"] = few.to_diff_dict()
@@ -193,11 +207,17 @@ def _loading(base: Any) -> dict[str, Any]:
     return options
 
 
+def _part(base: Any) -> str:
+    """Where in a pipeline ``base`` lies, if it came from one."""
+    return str(getattr(base, "config", {}).get(SUBFOLDER, "")) if _origin(base)[0] == "diffusers" else ""
+
+
 _CLEAN = """
 import importlib, sys, json, torch, peft
 from safetensors.torch import load_file, save_file
 library, base, kind, options, folder, inputs, outputs = sys.argv[1:]
-base = getattr(importlib.import_module(library), kind).from_pretrained(base, **json.loads(options))
+options = {k: getattr(torch, v) if k == "torch_dtype" else v for k, v in json.loads(options).items()}
+base = getattr(importlib.import_module(library), kind).from_pretrained(base, **options)
 model = peft.PeftModel.from_pretrained(base, folder).eval()
 batches = {}
 for key, tensor in load_file(inputs).items():
@@ -218,4 +238,4 @@ from peft import PeftModel
 {how}
 model = PeftModel.from_pretrained(base, "this/folder")
 ```
-{labels}"""
+{more}"""

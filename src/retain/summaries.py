@@ -77,16 +77,18 @@ class _Results(_Part):
     score: _Scored | None = None
     metric: dict[Name, Metric] = {}
     nats_per_token: _Scored | None = None
+    nats_per_example: _Scored | None = None
     metrics: dict[Name, _Scored] = {}
     guard: _Guard | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> _Results:
         count = len(self.tasks)
-        own = [part for part in (self.accuracy, self.score, self.nats_per_token) if part is not None]
+        every = (self.accuracy, self.score, self.nats_per_token, self.nats_per_example)
+        own = [part for part in every if part is not None]
         scored = [*own, *self.metrics.values()]
         if len(own) != 1:
-            raise ValueError("one of accuracy, score, nats_per_token")
+            raise ValueError("one of accuracy, score, nats_per_token, nats_per_example")
         if self.score is not None and self.metric.keys() != {*self.tasks}:
             raise ValueError("a score has the metric of every task")
         if any(len(part.matrix) != count + 1 or {len(row) for row in part.matrix} != {count} for part in scored):

@@ -1,4 +1,4 @@
-"""What a run of a causal language model found: nats per token, and how they changed."""
+"""What a run found whose tasks are scored by their loss: nats per token of texts, or per example; how they changed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from retain import scores
 Records = Sequence[Mapping[str, Any]]
 Array = np.ndarray
 Better = Literal["lower", "higher"]
+TOKEN, EXAMPLE = "nats_per_token", "nats_per_example"
+UNITS = {
+    TOKEN: "nats a token",
+    EXAMPLE: "nats an example",
+}  # where ``results.json`` has a loss as the score -> its unit
 LEVELS = ("untouched", "just_learned", "final", "gained", "forgetting")
 READING = {
     "untouched": "of the model before any training, a mean over tasks",
@@ -23,22 +28,36 @@ READING = {
 
 
 def tokenwise(records: Records, names: Sequence[str]) -> dict[str, Any]:
-    """The entries of ``results.json`` that sequences have, from the records of all stages.
+    """The entries of ``results.json`` where losses are scores, from the records of all stages.
 
     ``nats_per_token`` is the negative log-likelihood of a task's test rows over the number of their target tokens;
-    lower is better, its exponential is the perplexity. ``metrics`` has what tasks are asked, each a mean over rows;
+    lower is better, its exponential is the perplexity. Of rows that are no sequences ``nats_per_example`` is the mean.
+    ``metrics`` has what tasks are asked, each a mean over rows;
     higher is better, and tasks that are not asked have null. Of both ``gained`` is better above zero, and
     ``forgetting`` worse.
     """
     columns = losses_per_token(records, names)
     matrix = np.stack([column.mean(1) for column in columns], axis=1)
-    found = {"nats_per_token": _summary(columns, "lower") | {"perplexity": _rounded(np.exp(matrix))}}
+    key, more = key_of(records[-1]["tasks"]), {}
+    if key == TOKEN:
+        more = {"perplexity": _rounded(np.exp(matrix))}
+    found = {key: _summary(columns, "lower") | more}
     asked = {metric: _summary(answered(records, names, metric), "higher") for metric in metrics_of(records)}
     return found | ({"metrics": asked} if asked else {})
 
 
+def key_of(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Where ``results.json`` has the losses of ``entries``, the "tasks" of a record."""
+    return TOKEN if "tokens" in next(iter(entries.values())) else EXAMPLE
+
+
+def in_nats(results: Mapping[str, Any]) -> tuple[Any, str]:
+    """What ``results`` say of the losses that tasks are scored by, and their unit; None where scores are others."""
+    return next(((results[key], unit) for key, unit in UNITS.items() if results.get(key)), (None, ""))
+
+
 def losses_per_token(records: Records, names: Sequence[str]) -> list[Array]:
-    """Per task values (T+1, rows) whose means over rows are its nats per token (``linear``); NaN: not measured."""
+    """Per task values (T+1, rows) whose means over rows are its nats per token or example; NaN: not measured."""
     return [linear(*_losses(records, name)) for name in names]
 
 
@@ -61,14 +80,14 @@ def answered(records: Records, names: Sequence[str], metric: str) -> list[Array]
 def headline(name: str, records: Records) -> str:
     """What the last stage learned, and what it did to the tasks before and to a guard; a line."""
     first, last = records[0]["tasks"], records[-1]["tasks"]
-    learned, guard = list(last)[: records[-1]["learned"]], ""
+    learned, guard, unit = list(last)[: records[-1]["learned"]], "", UNITS[key_of(last)]
     if "guard" in records[0]:
         base, kept = (per_token(entry["guard"]) for entry in (records[0], records[-1]))
         guard = f"; {records[0]['guard']['name']}: {kept:.3f}" + (f" ({kept - base:+.3f})" if learned else "")
     if not learned:
-        return f"[dim]{name}:[/] nats a token " + " ".join(f"{per_token(entry):.3f}" for entry in last.values()) + guard
+        return f"[dim]{name}:[/] {unit} " + " ".join(f"{per_token(entry):.3f}" for entry in last.values()) + guard
     mine, before = learned[-1], learned[:-1]
-    line = f"[bold]{name}[/] learned: {per_token(last[mine]):.3f} nats a token"
+    line = f"[bold]{name}[/] learned: {per_token(last[mine]):.3f} {unit}"
     line += f" (untouched {per_token(first[mine]):.3f})" if mine in first else ""
     line += "".join(f", {metric} {np.mean(values):.3f}" for metric, values in last[mine].get("answers", {}).items())
     if before and len(records) == records[-1]["learned"] + 1:
@@ -85,8 +104,13 @@ def headline(name: str, records: Records) -> str:
 
 
 def per_token(entry: Mapping[str, Any]) -> float:
-    """Nats per token of a task in a record: over all target tokens of its test rows."""
-    return entry["loss"] * entry["rows"] / sum(entry["tokens"])
+    """Nats per token of a task in a record, over all target tokens of its test rows; else per example."""
+    return entry["loss"] * entry["rows"] / sum(_tokens(entry))
+
+
+def _tokens(entry: Mapping[str, Any]) -> Sequence[int]:
+    """How many tokens each test row has; one where rows are no sequences."""
+    return entry["tokens"] if "tokens" in entry else [1] * entry["rows"]
 
 
 def levels(matrix: Array, better: Better = "lower") -> dict[str, float]:
@@ -124,7 +148,7 @@ def _summary(columns: Sequence[Array], better: Better) -> dict[str, Any]:
 
 def _losses(records: Records, name: str) -> tuple[Array, Array]:
     """Losses (T+1, rows) and numbers of target tokens (rows,) of a task's test rows."""
-    return _filled(records, name, "losses"), np.array(records[-1]["tasks"][name]["tokens"], dtype=float)
+    return _filled(records, name, "losses"), np.array(_tokens(records[-1]["tasks"][name]), dtype=float)
 
 
 def linear(losses: Array, tokens: Array) -> Array:

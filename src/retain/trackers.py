@@ -11,7 +11,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from retain import ranks, scores
 from retain.results import KINDS, metrics_of, score_in
-from retain.tokenwise import levels, per_token
+from retain.tokenwise import key_of, levels, per_token
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -65,15 +65,15 @@ class Trackers(TrainerCallback):
 def reading(records: Records, scenario: str) -> dict[str, float]:
     """What the last of ``records`` says of the tasks learned so far, or of all where none is: numbers by name.
 
-    ``accuracy/TASK``, or that of its metric, or ``nats_per_token/TASK``; ``loss/TASK`` in nats an example; what tasks
-    are asked, as ``METRIC/TASK``; the average of the first, ``average_accuracy`` (``average_score`` of several
-    metrics), and ``forgetting`` as in ``results.json`` up to here; and the ``foreseen_rise`` of the earlier tasks' loss
-    beside the ``measured_rise``.
+    ``accuracy/TASK``, or that of its metric, or ``nats_per_token/TASK``, ``nats_per_example/TASK``; ``loss/TASK`` in
+    nats an example; what tasks are asked, as ``METRIC/TASK``; the average of the first, ``average_accuracy``
+    (``average_score`` of several metrics), and ``forgetting`` as in ``results.json`` up to here; and the
+    ``foreseen_rise`` of the earlier tasks' loss beside the ``measured_rise``.
     """
     last = records[-1]
     names = list(last["tasks"])[: last["learned"]] or list(last["tasks"])
-    nats = "tokens" in last["tasks"][names[0]]
-    units = {name: "nats_per_token" for name in names} if nats else metrics_of(last["tasks"])
+    nats = "losses" in last["tasks"][names[0]]
+    units = {name: key_of(last["tasks"]) for name in names} if nats else metrics_of(last["tasks"])
     unit, kind = _unit([units[name] for name in names]), KINDS[scenario][0]
 
     def level(entry: Mapping[str, Any]) -> float:

@@ -82,6 +82,20 @@ def test_images_and_hub_names(tmp_path: Path) -> None:
     assert "not looked at" in told
 
 
+def test_pictures_for_a_model_that_draws(tmp_path: Path) -> None:
+    for name in ("birds", "pipe"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "pipe" / "model_index.json").write_text("{}")
+    settings, told = begun(tmp_path / "bot.yaml", tmp_path / "birds", model=str(tmp_path / "pipe"))
+    assert settings.model.kind == "text-to-image" and settings.lora["target_modules"] == [
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+    ]
+    assert settings.tasks[0].prompt == "a picture in the style of birds" and "see `prompt`" in told
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

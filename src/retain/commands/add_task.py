@@ -14,8 +14,11 @@ from retain.commands.init import Guess, guess
 from retain.config import RunConfig
 from retain.files import held, write
 from retain.intake import read_text
-from retain.sections import LANGUAGE
+from retain.sections import DRAWS, LANGUAGE
 from retain.workshop import check_folder
+
+# Kind of a model -> what its rows are guessed to be.
+ALIKE: dict[str, Sequence[str]] = dict.fromkeys(LANGUAGE, LANGUAGE) | {DRAWS: ("image",)}
 
 
 def add_task(target: Path, sources: Sequence[str], name: str | None, console: Console) -> None:
@@ -67,7 +70,7 @@ def _check(config: RunConfig, guesses: Sequence[Guess], given: str | None) -> No
         name = found.entry["name"]
         if name in known:
             raise ValueError(f"there is a task {name!r} already; give this one another name with --name")
-        if found.kind not in (None, *(LANGUAGE if config.model.writes else [config.model.kind])):
+        if found.kind not in (None, *ALIKE.get(config.model.kind, [config.model.kind])):
             raise ValueError(
                 f"{name!r} has rows for model.kind {found.kind!r} ({'; '.join(found.told)}), and here it is "
                 f"{config.model.kind!r}"

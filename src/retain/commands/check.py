@@ -20,7 +20,7 @@ from retain.scores import Column, matrix_of
 
 Verdict = Literal["fine", "cannot tell", "too much"]
 Record = Mapping[str, Any]
-TOKENS = "tokens"  # what is scored of a language model
+TOKENS, LOSSES = "tokens", "losses"  # what is scored of a language model, and of others without classes
 USUAL = 0.05  # nats a token
 STYLES = {"fine": "green", "cannot tell": "yellow", "too much": "bold red"}
 
@@ -73,7 +73,7 @@ def check(folder: Path, bound: Bound | None, console: Console, *, guard: float |
     if not (folder / "results.json").exists():
         raise store.StoreError(f"{folder} holds no finished run: it has no results.json; `retain run` continues one")
     config = configuration.load(folder / "config.yaml")
-    kind = TOKENS if config.model.writes else KINDS[config.scenario][0]
+    kind = TOKENS if config.model.writes else LOSSES if config.model.in_nats else KINDS[config.scenario][0]
     stages = [p for p in store.stage_folders(folder) if p.name == "base" or store.is_closed(p)]
     for stage in stages:
         store.verify(stage, "scores.json")
@@ -103,7 +103,13 @@ def _of_tasks(
 
 
 def _allowed(bound: Bound | None, scored: str) -> Bound:
-    """What a task may lose of what is ``scored``: points of a loss are nats a token."""
+    """What a task may lose of what is ``scored``: points of a loss are nats a token.
+
+    Raises:
+        ValueError: it has to be said, of losses whose size nobody knows.
+    """
+    if scored == LOSSES and (bound is None or bound.unit != "nats"):
+        raise ValueError("tasks have no accuracy: give --max-forgetting as a rise of their loss, such as 2nats")
     if bound is None:
         return Bound(USUAL, "nats a token") if scored == TOKENS else Bound(0.02, "%")
     return Bound(bound.value, "nats a token") if scored == TOKENS and not bound.unit else bound

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 from rich.console import Console
 from transformers import AutoConfig
+from transformers.utils import cached_file
 
 from retain import config as configuration
 from retain.files import write
@@ -17,10 +18,11 @@ from retain.forecasters import FORECASTS
 from retain.formats import COLUMNS, FormatError, format_of
 from retain.metrics import OF_NUMBERS
 from retain.mistakes import check_task_name
-from retain.sections import LANGUAGE
+from retain.sections import DRAWS, IN_NATS, TARGETS
 from retain.sources import DataError
 from retain.yamls import flow
 
+LENIENT = tuple(f"_raise_exceptions_for_{what}" for what in ("gated_repo", "missing_entries", "connection_errors"))
 ENDINGS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 TEXTS = ("text", "sentence", "question", "review", "content", "body", "title", "input")
 LOOKED_AT = 100  # rows of a file
@@ -51,6 +53,9 @@ def init(path: Path, sources: Sequence[str], model: str, method: str, console: C
         each = ", ".join(f"{found.entry['name']}: {found.kind or 'not known'}" for found in guesses)
         raise ValueError(f"one run has tasks of one kind, and these are of several: {each}")
     kind = _kind(kinds.pop() if kinds else "text", model)
+    for found in guesses if kind == DRAWS else ():
+        found.entry["prompt"] = f"a picture in the style of {found.entry['name']}"
+        found.told.append("all called alike: see `prompt`")
     text = document(kind, model, method, guesses)
     write(path, text)
     try:
@@ -66,7 +71,9 @@ def init(path: Path, sources: Sequence[str], model: str, method: str, console: C
 
 
 def _kind(kind: str, model: str) -> str:
-    """``kind``, or that of encoder-decoders, if the configuration of ``model`` can be had and says it is one."""
+    """``kind``, or that of encoder-decoders or of pipelines, if what ``model`` has can be had and says it is one."""
+    if kind == "image" and cached_file(model, "model_index.json", **dict.fromkeys(LENIENT, False)) is not None:
+        return DRAWS
     if kind != "causal-lm":
         return kind
     try:
@@ -148,13 +155,14 @@ def _label(rows: Sequence[dict[str, Any]], text: str | None) -> str | None:
 
 def document(kind: str, model: str, method: str, guesses: Sequence[Guess]) -> str:
     """The file's text: what there is to set, with a word on each, and everything else left to its default."""
-    headless = kind in (*LANGUAGE, FORECASTS)
+    headless = kind in (*IN_NATS, FORECASTS)
     heads = "" if headless else "heads: {learning_rate: 5.0e-3}              # a new head starts from nothing\n"
-    rate = "2.0e-4" if kind in LANGUAGE else "1.0e-3"
+    rate = "2.0e-4" if kind in IN_NATS else "1.0e-3"
+    targets = "" if kind in TARGETS else ", target_modules: all-linear"
     tasks = "\n".join(f"  - {flow(found.entry)}" for found in guesses)
     return f"""# retain plan FILE, then retain run FILE; after a crash run it again: it continues. All keys: docs/cli.md
 model: {flow({"path": model} | ({} if kind == "text" else {"kind": kind}))}
-lora: {{r: 8, target_modules: all-linear}}       # -> peft.LoraConfig
+lora: {{r: 8{targets}}}       # -> peft.LoraConfig
 {heads}method: {flow({"name": method})}                       # `retain methods` lists the others
 training: {{learning_rate: {rate}, num_train_epochs: 3, per_device_train_batch_size: 8}}    # -> TrainingArguments
 tasks:                                         # learned in this order

@@ -18,8 +18,10 @@ from transformers import AutoConfig
 from retain.config import ModelConfig
 from retain.forecasters import CHANNELS, FORECASTS, check_forecaster
 from retain.heads import final_classifier
-from retain.hf import CLASSES, TASK_TYPES, spared_by
+from retain.hf import CLASSES, TASK_TYPES, load_processor, spared_by
 from retain.lora import add_lora, sites
+from retain.pipelines import bare_unet
+from retain.sections import DRAWS
 from retain.task import has_decoder
 
 META = torch.device("meta")
@@ -87,6 +89,8 @@ def outline(
     Raises:
         ValueError: no configuration of a model, or what ``add_lora`` refuses.
     """
+    if model.kind == DRAWS:
+        return _of_latents(model, lora)
     try:
         config = AutoConfig.from_pretrained(model.path, num_labels=classes, trust_remote_code=False)
         dtype = config.dtype or "float32" if model.dtype in (None, "auto") else model.dtype
@@ -141,6 +145,20 @@ def _of_tokens(adapted: Any, longest: int | None, length: int, usual: float | No
     if has_decoder(adapted):
         example = {"input_ids": ids[:, tokens // 2 :], "decoder_input_ids": ids[:, : max(tokens // 2, 1)]}
     return Outline(adapted, longest, f"{tokens} tokens", tokens, row, *_way(adapted, **example))
+
+
+def _of_latents(model: ModelConfig, lora: Mapping[str, Any]) -> Outline:
+    """The outline of a UNet: an example is one picture's latents, at one timestep."""
+    pipeline = load_processor(model.path, model.kind)
+    with META:
+        adapted = add_lora(bare_unet(model.path, model.dtype), **lora)
+    side = model.resolution or pipeline.side
+    shape, dtype = (1, pipeline.channels, *[side // pipeline.factor] * 2), next(adapted.parameters()).dtype
+    words = torch.zeros(1, pipeline.tokens, pipeline.width, dtype=dtype)
+    example: dict[str, Any] = {"sample": torch.zeros(shape, dtype=dtype), "encoder_hidden_states": words}
+    row = 4 * sum(x.numel() for x in example.values())
+    way = _way(adapted, **example, timestep=torch.zeros(1))
+    return Outline(adapted, None, f"{side} x {side} pixels", 0, row, *way)
 
 
 def _way(model: Any, **example: Tensor) -> tuple[int, dict[str, int]]:

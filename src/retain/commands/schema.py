@@ -30,7 +30,7 @@ def schema() -> dict[str, Any]:
     found = document["properties"]
     found["lora"] = _section(lora_config_fields(), get_type_hints(LoraConfig), "keywords of peft.LoraConfig")
     found["training"] = document["$defs"]["TaskConfig"]["properties"]["training"] = training
-    for key in (*OF_CLASSES, *ASKED, "training"):
+    for key in (*OF_CLASSES, *ASKED, "prompt", "training"):
         del document["$defs"]["GuardConfig"]["properties"][key]
     found["method"] = {"anyOf": [_method(name) for name in METHODS]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "retain"} | document

@@ -13,6 +13,7 @@ from rich.text import Text
 from retain.calibration import share_in_words
 from retain.metrics import TITLES
 from retain.results import score_of
+from retain.tokenwise import in_nats
 from retain.units import human
 
 MISSING, ENDLESS = "·", 10_000
@@ -20,7 +21,7 @@ MISSING, ENDLESS = "·", 10_000
 
 def print_scores(console: Console, results: Mapping[str, Any]) -> None:
     """The score matrix of a run, rows = what was learned so far, and the scores that follow from it."""
-    (_print_tokenwise if "nats_per_token" in results else _print_score)(console, results)
+    (_print_tokenwise if in_nats(results)[0] else _print_score)(console, results)
     if results["calibration"]:
         _print_calibration(console, results["calibration"], results["tasks"])
     for warnings in results["warnings"].values():
@@ -29,9 +30,9 @@ def print_scores(console: Console, results: Mapping[str, Any]) -> None:
 
 
 def _print_tokenwise(console: Console, results: Mapping[str, Any]) -> None:
-    """Nats per token, and what they come down to."""
-    found, method, guard = results["nats_per_token"], results["method"]["name"], results.get("guard")
-    title = f"{method}: {results['rows']} rows, nats per token, lower is better"
+    """Losses, and what they come down to."""
+    (found, unit), method, guard = in_nats(results), results["method"]["name"], results.get("guard")
+    title = f"{method}: {results['rows']} rows, {unit}, lower is better"
     _print_matrix(console, title, *beside(results["tasks"], found["matrix"], guard))
     _print_levels(console, found)
     if guard:

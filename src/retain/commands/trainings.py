@@ -18,6 +18,7 @@ from retain.forecasters import FORECASTS
 from retain.hf import load_processor
 from retain.language import encoder_of
 from retain.regressions import NUMBER, numbers, outputs_of
+from retain.sections import DRAWS
 from retain.series import Window, windows
 from retain.sources import FORMATS, check_column
 from retain.splits import splits_of
@@ -51,7 +52,7 @@ class Training:
 
 def tokenizer_of(config: RunConfig) -> Any:
     """The tokenizer of the model of ``config``, or a forecaster's configuration; None where there is none."""
-    if config.model.kind == "image":
+    if config.model.kind in ("image", DRAWS):
         return None
     try:
         return load_processor(config.model.path, config.model.kind)
@@ -68,14 +69,14 @@ def tasks_of(config: RunConfig, entry: TaskConfig, tokenizer: Any = None) -> Ite
     files = str(entry.data_files or entry.data_dir)
     if not os.path.isdir(entry.path) and (entry.path not in FORMATS or "://" in files):
         classes = [NUMBER] if entry.is_regression and config.model.kind != FORECASTS else entry.classes
-        yield Task(entry.name, None, None if classes is None else [str(c) for c in classes])
+        yield Task(entry.name, None, None if classes is None or config.model.in_nats else [str(c) for c in classes])
         return
     if config.model.kind == FORECASTS:
         known = tokenizer is not None
         yield Task(entry.name, len(windows(config, entry, Window.of(tokenizer))[0]) if known else None, None)
         return
-    labels = not config.model.writes and not entry.is_regression
-    found = splits_of(config, entry, labelled=labels)
+    labels = not config.model.in_nats and not entry.is_regression
+    found = splits_of(config, entry, labelled=labels or entry.classes is not None)
     train, names = found.train, found.classes
     for i, start in enumerate(range(0, len(names), step := entry.split_by_class or len(names))):
         own = names[start : start + step]

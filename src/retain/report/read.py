@@ -15,6 +15,7 @@ from retain.intake import read_yaml
 from retain.metrics import TITLES, Answered, Array
 from retain.results import KINDS, columns, unit_of
 from retain.summaries import read_results
+from retain.tokenwise import in_nats
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Run:
 
     @property
     def tokenwise(self) -> dict[str, Any] | None:
-        """Of a language model what ``results.json`` says of nats per token, where lower is better; else None."""
-        return self.results.get("nats_per_token")
+        """What ``results.json`` says of losses that are the scores, where lower is better; else None."""
+        return in_nats(self.results)[0]
 
     @property
     def guard(self) -> dict[str, Any] | None:
@@ -55,7 +56,7 @@ class Run:
     @property
     def unit(self) -> str:
         """What the score matrix holds."""
-        return "nats a token" if self.tokenwise else unit_of(self.results)
+        return in_nats(self.results)[1] or unit_of(self.results)
 
     @property
     def rows(self) -> list[tuple[str, int]]:
@@ -81,7 +82,7 @@ class Run:
 
     @cached_property
     def matrix(self) -> np.ndarray:
-        """(T+1, T) score of every task after every stage, or its nats per token; NaN where nothing was measured."""
+        """(T+1, T) score of every task after every stage, or its loss; NaN where nothing was measured."""
         if self.tokenwise:
             return np.array(self.tokenwise["matrix"], dtype=float)
         return scores.matrix_of(self.outcomes)

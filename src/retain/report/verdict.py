@@ -60,7 +60,7 @@ def against(run: Run, other: Run) -> str:
         lost = "" if theirs["forgetting"] is None else f" and lost {theirs['forgetting']:+.3f} on earlier tasks"
         better = "better" if ours["final"] < theirs["final"] else "worse"
         apart = abs(ours["final"] - theirs["final"])
-        return f"{other.name} ended at {theirs['final']:.3f} nats a token{lost}; {run.name} is {apart:.3f} {better}."
+        return f"{other.name} ended at {theirs['final']:.3f} {run.unit}{lost}; {run.name} is {apart:.3f} {better}."
     draws = [each(resampled([one.outcomes]), scores.average_accuracy) for one in (run, other)]
     low, high = interval(draws[0] - draws[1])
     difference = scores.average_accuracy(run.matrix) - scores.average_accuracy(other.matrix)
@@ -77,14 +77,14 @@ def against(run: Run, other: Run) -> str:
 def _in_nats(run: Run, found: Mapping[str, Any]) -> list[str]:
     """The same of a language model: nats per token, where lower is better."""
     score, ranges = found["scores"], found["intervals_95"]
-    ended = f"In the end all tasks are at {score['final']:.3f} nats a token{_untouched(score, ', at ')}."
+    ended = f"In the end all tasks are at {score['final']:.3f} {run.unit}{_untouched(score, ', at ')}."
     if not run.in_turn:
         at_once = " at once" if len(run.tasks) > 1 else ""
         return [f"Learned {listed(run.tasks)}{at_once}.", ended, *_of_metrics(run), *_of_guard(run)]
     said = {k: f"{score[k]:.3f} ({ranges[k][0]:.3f} to {ranges[k][1]:.3f})" for k in ranges if score[k] is not None}
     gained = f"Learning a task made it better by {said['gained']}, in the mean. " if "gained" in said else ""
     return [
-        f"Lost {said['forgetting']} nats a token on {listed(run.tasks[:-1])} while learning what came after.",
+        f"Lost {said['forgetting']} {run.unit} on {listed(run.tasks[:-1])} while learning what came after.",
         gained + ended,
         *_of_metrics(run),
         *_of_guard(run),

@@ -18,7 +18,8 @@ class NoisePrediction:
     """A diffusion model: noise is added to every row, and the model says which (DDPM, arXiv 2006.11239, equation 14).
 
     A batch has ``sample`` (N, ...), the clean images or latents, and ``row`` (N,), the number of each row; all else
-    goes to the model under its name. Outputs and targets have the shape of ``sample``; the loss is ``SquaredError()``.
+    goes to the model under its name, in its dtype. Outputs and targets have the shape of ``sample``; the loss is
+    ``SquaredError()``.
 
     In training mode timesteps and noise come from the global generator, new ones every time. In eval mode they are
     functions of the row's number, so that importance and scores are of the same noise whenever they are measured.
@@ -41,7 +42,10 @@ class NoisePrediction:
         inputs = dict(batch)
         clean, rows = inputs.pop("sample"), inputs.pop("row")
         time, noise = self._drawn(clean, None if model.training else rows)
-        found = model(self.scheduler.add_noise(clean, noise, time), time, **inputs).sample
+        noisy = self.scheduler.add_noise(clean, noise, time)
+        if (dtype := getattr(getattr(model, "module", model), "dtype", None)) is not None:  # module: DDP's
+            noisy, inputs = noisy.to(dtype), {k: x.to(dtype) if x.is_floating_point() else x for k, x in inputs.items()}
+        found = model(noisy, time, **inputs).sample
         return found[:, : clean.shape[1]], self._target(clean, noise, time)  # a learned variance comes behind
 
     def _drawn(self, clean: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What methods are compared by: accuracies, scores of several metrics, or nats per token of language models."""
+"""What methods are compared by: accuracies, scores of several metrics, or losses in nats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from retain import scores, tokenwise
-from retain.sections import LANGUAGE
+from retain.sections import IN_NATS, LANGUAGE
 
 Score = Callable[[scores.Array], float]
 GUARD = "guard_rise"
@@ -125,39 +125,47 @@ SCORE = replace(
     ),
     curve=("score.png", "Average score on the tasks learned so far", "score on the tasks learned so far"),
 )
-NATS = Measure(
-    key="nats_per_token",
-    unit="nats a token",
-    lower=True,
-    decides="final",
-    final="final nats a token, lower is better",
-    compared={name: _level(name) for name in ("final", "forgetting", "just_learned", "gained")},
-    lacks="how much higher a task is when it was learned than under",
-    shown=(
-        (Shown("final", "final nats a token", "vs", signed=False),),
-        (Shown("forgetting", "forgetting", "forgetting vs"),),
-        (
-            Shown("just_learned", "just learned", "just learned vs", signed=False),
-            Shown("intransigence", "intransigence"),
+
+
+def _in(key: str) -> Measure:
+    """Of losses, which ``results.json`` has under ``key``."""
+    unit = tokenwise.UNITS[key]
+    return Measure(
+        key=key,
+        unit=unit,
+        lower=True,
+        decides="final",
+        final=f"final {unit}, lower is better",
+        compared={name: _level(name) for name in ("final", "forgetting", "just_learned", "gained")},
+        lacks="how much higher a task is when it was learned than under",
+        shown=(
+            (Shown("final", f"final {unit}", "vs", signed=False),),
+            (Shown("forgetting", "forgetting", "forgetting vs"),),
+            (
+                Shown("just_learned", "just learned", "just learned vs", signed=False),
+                Shown("intransigence", "intransigence"),
+            ),
         ),
-    ),
-    plane=Plane(
-        "gained",
-        "forgetting",
-        "plasticity: nats a token that learning a task gains",
-        "forgetting: nats a token lost to the end",
-    ),
-    curve=("nats.png", "Nats a token on the tasks learned so far", "nats a token on the tasks learned so far"),
-)
+        plane=Plane(
+            "gained",
+            "forgetting",
+            f"plasticity: {unit} that learning a task gains",
+            f"forgetting: {unit} lost to the end",
+        ),
+        curve=("nats.png", f"{unit.capitalize()} on the tasks learned so far", f"{unit} on the tasks learned so far"),
+    )
+
+
+NATS, PER_EXAMPLE = map(_in, tokenwise.UNITS)
 
 
 def measure_of(kind: str, metrics: Iterable[str | None]) -> Measure:
     """The measure of streams of models of ``kind``, whose tasks have these ``metrics``."""
-    if kind in LANGUAGE:
-        return NATS
+    if kind in IN_NATS:
+        return NATS if kind in LANGUAGE else PER_EXAMPLE
     return SCORE if {*metrics} - {None, "accuracy"} else ACCURACY
 
 
 def measure_in(unit: str) -> Measure:
     """The measure of that unit."""
-    return {NATS.unit: NATS, SCORE.unit: SCORE}.get(unit, ACCURACY)
+    return {by.unit: by for by in (NATS, PER_EXAMPLE, SCORE)}.get(unit, ACCURACY)

@@ -25,7 +25,7 @@ REPLICATES = 1000
 class Run:
     """A finished run: its scores.json of every stage, and per task the outcomes (T+1, rows) of its test rows.
 
-    Their scores, means over rows or other metrics, are higher the better, but for nats per token of language models.
+    Their scores, means over rows or other metrics, are higher the better, but for losses.
     """
 
     records: list[dict[str, Any]]
@@ -64,7 +64,7 @@ def read(cell: Cell) -> Run:
         store.verify(stage, "scores.json")
     records = sorted((store.read_json(s / "scores.json") for s in stages), key=lambda record: record["learned"])
     names = list(records[0]["tasks"])
-    if cell.config.model.writes:
+    if cell.config.model.in_nats:
         return Run(records, losses_per_token(records, names))
     return Run(records, columns(records, names, KINDS[cell.config.scenario][0]))
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from retain.commands.many.cells import Cell
 from retain.commands.plan import human_time
 from retain.results import score_of
+from retain.tokenwise import in_nats
 
 LATE = 0.1  # of what a run has taken that takes longer than expected: what is left of it
 Durations = dict[str, list[float]]
@@ -131,9 +132,10 @@ def found(cell: Cell) -> str:
     """What a finished run has found, in a few words."""
     if cell.tasks is not None:
         return f"{cell.tasks} task{'s' * (cell.tasks > 1)} learned"
-    if "nats_per_token" in (results := cell.results()):
-        scores = results["nats_per_token"]["scores"]
-        text = f"{scores['final']:.3f} nats a token"
+    found, unit = in_nats(results := cell.results())
+    if found:
+        scores = found["scores"]
+        text = f"{scores['final']:.3f} {unit}"
     else:
         found, unit = score_of(results)
         scores = found["scores"]

@@ -7,14 +7,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from retain import ledger, store
+from retain import ledger, store, tokenwise
 from retain.commands.many.cells import Cell
 from retain.commands.many.spread import spread
 from retain.commands.sweep.branch import SHARED
 from retain.commands.sweep.curves import SOLE, Curve, Sweep, Value
 from retain.commands.sweep.front import Point, hypervolume, knee, pareto
 from retain.ledger import LEDGER
-from retain.sections import LANGUAGE
+from retain.sections import IN_NATS, LANGUAGE
 
 Found = dict[str, Any]
 Kind = tuple[str, str, tuple[str, ...]]
@@ -22,7 +22,8 @@ Kind = tuple[str, str, tuple[str, ...]]
 # Of each kind: where a run's results have it, what is learned, and the scores learned, forgetting, final.
 ACCURACY: Kind = ("accuracy", "learning accuracy", ("learning_accuracy", "forgetting", "average_accuracy"))
 SCORE: Kind = ("score", "learning score", ACCURACY[2])
-NATS: Kind = ("nats_per_token", "nats gained a token", ("gained", "forgetting", "final"))
+NATS: Kind = (tokenwise.TOKEN, "nats gained a token", ("gained", "forgetting", "final"))
+PER_EXAMPLE: Kind = (tokenwise.EXAMPLE, "nats gained an example", NATS[2])
 NAMES = ("learned", "forgetting", "final")
 
 
@@ -47,7 +48,7 @@ def gather(made: Sweep, failed: Mapping[str, str], left_out: Mapping[str, str]) 
         "rows": made.document["evaluation"].get("rows") or "test",
         "seeds": made.seeds,
         "learned": kind[1],
-        "unit": {ACCURACY: "share of rows", SCORE: "score", NATS: "nats a token"}[kind],
+        "unit": {ACCURACY: "share of rows", SCORE: "score"}.get(kind) or tokenwise.UNITS[kind[0]],
         "reference": {"forgetting": reference[0], "learned": reference[1]},
         "steps": _steps(made),
         "curves": curves,
@@ -74,8 +75,8 @@ def reached(made: Sweep, curve: Curve, value: Value) -> Point | None:
 
 
 def _kind(made: Sweep) -> Kind:
-    if made.document["model"]["kind"] in LANGUAGE:
-        return NATS
+    if (model := made.document["model"]["kind"]) in IN_NATS:
+        return NATS if model in LANGUAGE else PER_EXAMPLE
     return SCORE if {task.get("metric") for task in made.document["tasks"]} - {None, "accuracy"} else ACCURACY
 
 

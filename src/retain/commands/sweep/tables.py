@@ -17,8 +17,11 @@ DESCRIBED = {
     "at the end, both means over tasks; final is the average accuracy at the end.",
     "learning score": "Learned is the score of each task right after its training, forgetting what of it is lost "
     "at the end, both means over tasks; final is the average score at the end.",
-    "nats gained a token": "Learned is by how many nats a token each task's own training lowered its loss, forgetting "
-    "what the tasks before the last lost of their best, both means over tasks; final is the mean loss at the end.",
+    **{
+        f"nats gained {of}": f"Learned is by how many nats {of} each task's own training lowered its loss, forgetting "
+        "what the tasks before the last lost of their best, both means over tasks; final is the mean loss at the end."
+        for of in ("a token", "an example")
+    },
 }
 
 Found = Mapping[str, Any]
