@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,16 @@ def table_of_pictures(at: Path, image: str, label: str, classes: int) -> dict[st
     rows = [{image: row["picture"], label: row["class"]} for row in pictures(classes)]
     features = datasets.Features({image: datasets.Image(), label: datasets.ClassLabel(num_classes=classes)})
     return table(at, rows, features)
+
+
+def painted(at: Path) -> dict[str, Any]:
+    """ArtBench's folders of one style."""
+    for part, each in (("train", 4), ("test", 2)):
+        folder = at / part / at.name.replace("-", "_")
+        folder.mkdir(parents=True)
+        for number, row in enumerate(pictures(1)[:each]):
+            Image.open(io.BytesIO(row["picture"]["bytes"])).resize((256, 256)).save(folder / f"{number}.jpg")
+    return {"data_files": {part: str(at / part / "*" / "*") for part in ("train", "test")}}
 
 
 def table(at: Path, rows: list[dict[str, Any]], features: datasets.Features | None = None) -> dict[str, Any]:
@@ -200,6 +211,7 @@ DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "guard": lambda at: table(at, [{"text": WORDS[i % 4]} for i in range(12)]),
     **{task.name: poses for task in load(FOLDER / "poses.yaml").tasks},
     **{task.name: rates for task in load(FOLDER / "regimes.yaml").tasks},
+    **{task.name: painted for task in load(FOLDER / "styles.yaml").tasks},
 }
 
 

@@ -12,6 +12,7 @@ import datasets
 import pytest
 import transformers
 
+from painting import StableDiffusion
 from recipe_rows import DATA, FOLDER, OF_PICTURES, poses, rates, recipe_data, written
 from retain import cli
 from retain.commands.outlines import outline
@@ -22,7 +23,7 @@ from runs import quiet
 
 RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 ORDERS = [name for name in RECIPES if name.startswith("llm-order")]
-MODELS: dict[str, transformers.PretrainedConfig] = {
+MODELS: dict[str, Any] = {
     "google/vit-base-patch16-224-in21k": transformers.ViTConfig(),
     "facebook/dinov2-small": transformers.Dinov2Config(hidden_size=384, num_attention_heads=6),
     "ibm-granite/granite-timeseries-patchtst": transformers.PatchTSTConfig(
@@ -32,6 +33,7 @@ MODELS: dict[str, transformers.PretrainedConfig] = {
     "meta-llama/Llama-3.2-1B-Instruct": transformers.LlamaConfig(
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8
     ),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": StableDiffusion(),
     "google-t5/t5-large": transformers.T5Config(d_model=1024, d_ff=4096, num_layers=24, num_heads=16),
     "HuggingFaceTB/SmolLM2-360M-Instruct": transformers.LlamaConfig(
         hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15, num_key_value_heads=5
@@ -42,8 +44,10 @@ MODELS: dict[str, transformers.PretrainedConfig] = {
     ),
 }
 MOST = 3  # tasks of a stream that have rows of one form
-# Two maps of 16 layers, seven of 32, two of the attention of 24 and 24, which have it twice; else two of 12.
+# Two maps of 16 layers, seven of 32, two of the attention of 24 and 24, which have it twice, four of two attentions of
+# ten blocks; else two of 12.
 SITES = {"ibm-granite": 12, "meta-llama": 32, "HuggingFaceTB": 224, "llava-hf": 14, "google-t5": 144}
+SITES |= {"stable-diffusion-v1-5": 80}
 
 
 def tiny(config: RunConfig, model: str, tmp_path: Path) -> RunConfig:
@@ -64,7 +68,7 @@ def tiny(config: RunConfig, model: str, tmp_path: Path) -> RunConfig:
     return config.model_copy(
         update={
             "model": config.model.model_copy(
-                update={"path": model, "dtype": None if config.model.dtype is None else "float32"}
+                update={"path": model, "dtype": config.model.dtype and "float32", "resolution": None}
             ),
             "tasks": [local(entry) for entry in few],
             "guard": local(config.guard) if config.guard else None,
@@ -164,11 +168,11 @@ def test_rates_are_in_order_of_time_and_of_one_period(tmp_path: Path) -> None:
     "name", sorted({*RECIPES} - {*ORDERS[1:], "imagenet-a.yaml", "ucit.yaml"})
 )  # as one that is there
 def test_a_recipe_runs_on_rows_of_its_sources_form(
-    name: str, bert: str, vit: str, llama: str, t5: str, llava: str, patchtst: str, tmp_path: Path
+    name: str, bert: str, vit: str, llama: str, t5: str, llava: str, patchtst: str, painter: str, tmp_path: Path
 ) -> None:
     config = load(FOLDER / name)
     kinds = {"text": bert, "image": vit, "causal-lm": llama, "seq2seq-lm": t5, "image-text-to-text": llava}
-    kinds["time-series"] = patchtst
+    kinds |= {"time-series": patchtst, "text-to-image": painter}
     folder = llama if name in ORDERS else kinds[config.model.kind]
     results = run(tiny(config, folder, tmp_path), quiet())
     assert len(results["tasks"]) >= 2 and (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
