@@ -30,8 +30,9 @@ TITLES: dict[str, str] = {
 def errors(metric: str, said: Array, wanted: Array) -> Array:
     """The error (..., n) of each row, of ``said`` (..., n, k) numbers beside those ``wanted`` (n, k).
 
-    "neg_mean_absolute_error" is of their mean distance; "neg_mpjpe" of the mean Euclidean distance of k / 3 joints: the
-    mean per joint position error of Ionescu et al. 2014 (TPAMI 36, Human3.6M), equation 8. Neither is negated here.
+    "neg_mean_absolute_error" is of their mean distance, (1/k) sum_i |said_i - wanted_i|; "neg_mpjpe" of that of joints
+    in space, E_MPJPE of Ionescu et al. 2014 (Human3.6M, TPAMI 36): (3/k) sum_j ||said_j - wanted_j||, three numbers
+    each. Neither is negated here.
     """
     apart = said - wanted
     if metric == "neg_mpjpe":

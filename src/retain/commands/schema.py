@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from retain.config import METHOD, RunConfig
 from retain.lora import LoraConfig, lora_config_fields
 from retain.methods import METHODS
-from retain.sections import ASKED, OF_CLASSES, OURS, training_kinds
+from retain.sections import ASKED, OF_CLASSES, OF_SERIES, OURS, training_kinds
 
 UNKNOWN = (PydanticUserError, PydanticSchemaGenerationError, PydanticInvalidForJsonSchema)
 
@@ -30,7 +30,7 @@ def schema() -> dict[str, Any]:
     found = document["properties"]
     found["lora"] = _section(lora_config_fields(), get_type_hints(LoraConfig), "keywords of peft.LoraConfig")
     found["training"] = document["$defs"]["TaskConfig"]["properties"]["training"] = training
-    for key in (*OF_CLASSES, *ASKED, "prompt", "training"):
+    for key in (*OF_CLASSES, *OF_SERIES, *ASKED, "prompt", "training"):
         del document["$defs"]["GuardConfig"]["properties"][key]
     found["method"] = {"anyOf": [_method(name) for name in METHODS]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "retain"} | document

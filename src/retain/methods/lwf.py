@@ -20,8 +20,8 @@ class LwF(Method):
     The loss of a step gains ``weight`` times the sum, over the heads of finished tasks, of KL(p* || p) with
     p = softmax(z / ``temperature``) over the head's classes: a mean over ``batch_size`` rows of the new task, drawn
     anew, or over their target tokens. z* are the outputs of the model as it was when the task began, in eval mode. A
-    model whose tasks share all outputs, such as a language model, has one head. Of a regression's head, one number, KL
-    is that of two Gaussians, half the squared difference. No old data is kept, and nothing but which heads are
+    model whose tasks share all outputs, such as a language model, has one head. Of a regression's head KL is that
+    of two Gaussians, half the squared distance. No old data is kept, and nothing but which heads are
     finished; while a task trains, a copy of what it trains.
 
     From the second task on every step costs two more forwards and a backward of so many rows.
