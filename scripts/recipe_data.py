@@ -23,7 +23,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-from PIL import Image
 
 Row = Mapping[str, Any]
 Make = Callable[[datasets.Dataset, str], dict[str, datasets.Dataset]]
@@ -147,6 +146,8 @@ def poses_of(subject: int, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]
         if not file.exists():
             raise SystemExit(f"{folder} has no annotations/{file.name}")
         return json.loads(file.read_text())
+
+    from PIL import Image
 
     data, cameras, joints = map(read, ("data", "camera", "joint_3d"))
     boxes = {entry["image_id"]: entry["bbox"] for entry in data["annotations"]}

@@ -14,6 +14,7 @@ from transformers import PatchTSTConfig, PatchTSTForPrediction, PatchTSTForPretr
 
 from models import bare_patchtst
 from retain import store
+from retain.commands import export
 from retain.commands.check import Bound, check
 from retain.commands.init import init
 from retain.commands.outlines import outline
@@ -71,6 +72,7 @@ def test_a_market_whose_regime_changes(method: str, patchtst: str, tmp_path: Pat
     assert stock_score(output, patchtst, config) == pytest.approx(matrix[2][1], rel=1e-4)
     if method == "ewc-lora":
         assert matrix[1][0] > matrix[0][0] + 0.2, "the first regime was not learned"
+        assert "was not looked at" in export._serving(output / "adapter", config.model.kind)
         assert check(output, Bound.parse("100%"), quiet()) and not check(output, Bound.parse("1%"), quiet())
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from retain import store
 from retain.batches import with_decoder_inputs
 from retain.commands.reopened import reopened
+from retain.forecasters import FORECASTS
 from retain.nearest import did_you_mean
 from retain.task import Task, rows_of
 from retain.vllm import VERSION, judge
@@ -40,13 +41,16 @@ def export(folder: Path, to: Path | None = None, task: str | None = None, consol
     shop.method.activate(task)
     shop.write_adapter(target)
     difference = store.check_adapter(target, shop.model, [_probe(shop.model, t) for t in shop.stream.tasks])
-    said = f"{target}: loaded in a clean process, largest logit difference {difference:.1e}\n{_serving(target)}"
+    serving = _serving(target, shop.config.model.kind)
+    said = f"{target}: loaded in a clean process, largest logit difference {difference:.1e}\n{serving}"
     (console or Console()).print(said, soft_wrap=True, markup=False, highlight=False)
     return difference
 
 
-def _serving(folder: Path) -> str:
-    """What the rules of vLLM's loader say of the adapter in ``folder``."""
+def _serving(folder: Path, kind: str) -> str:
+    """What the rules of vLLM's loader say of the adapter in ``folder``, of a model of ``kind``."""
+    if kind == FORECASTS:
+        return "whether vLLM serves a model that forecasts was not looked at: load it with PEFT, or merge"
     verdict = judge(folder)
     lines = [f"vLLM {VERSION} would load it, by the rules of its loader (it was not run): {verdict.options}"]
     if verdict.obstacles:
