@@ -22,6 +22,7 @@ from retain import hf, scores
 from retain.commands import costs
 from retain.commands.check import Bound, check
 from retain.commands.compare.measure import measure_in, measure_of
+from retain.commands.export import export
 from retain.commands.plan import plan
 from retain.commands.table import print_scores
 from retain.config import ConfigError, RunConfig, parse
@@ -126,6 +127,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(whole: RunConfig,
 
 
 def test_the_adapter_is_a_stock_one_of_the_unet(whole: RunConfig, painter: str, tmp_path: Path) -> None:
+    assert export(Path(whole.output), tmp_path / "export", console=quiet()) < 1e-5
     shop = prepare(whole)
     restore(shop, shop.stages()[-1].folder)
     unet = diffusers.UNet2DConditionModel.from_pretrained(painter, subfolder="unet")

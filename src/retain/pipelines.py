@@ -139,7 +139,8 @@ def bare_unet(path: str, dtype: str | None = None) -> Any:
     import diffusers
 
     unet = diffusers.UNet2DConditionModel
-    return unet.from_config(unet.load_config(path, subfolder="unet")).to(_dtype(dtype))
+    with quiet():
+        return unet.from_config(unet.load_config(path, subfolder="unet")).to(_dtype(dtype))
 
 
 def _dtype(name: str | None) -> torch.dtype:

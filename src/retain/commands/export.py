@@ -12,7 +12,7 @@ from retain.batches import with_decoder_inputs
 from retain.commands.reopened import reopened
 from retain.forecasters import FORECASTS
 from retain.nearest import did_you_mean
-from retain.task import Task, rows_of
+from retain.task import NoisePrediction, Task, evaluating, rows_of
 from retain.vllm import VERSION, judge
 
 PROBES = 8  # test rows of every task
@@ -61,5 +61,9 @@ def _serving(folder: Path, kind: str) -> str:
 def _probe(model: Any, task: Task) -> dict:
     rows, collate = rows_of(task.test, task.collate)
     batch = with_decoder_inputs(model, dict(collate([rows[i] for i in range(min(PROBES, len(rows)))])))
+    if isinstance(task.forward, NoisePrediction):
+        with evaluating(model):
+            (noisy, time), others, _ = task.forward.noised(model, batch)
+        return {"sample": noisy, "timestep": time} | others
     del batch["labels"]
     return batch

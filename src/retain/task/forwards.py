@@ -37,16 +37,25 @@ class NoisePrediction:
         Raises:
             ValueError: a batch without ``sample`` and ``row``, or a scheduler that predicts something else.
         """
+        (noisy, time), others, target = self.noised(model, batch)
+        found = model(noisy, time, **others).sample
+        return found[:, : target.shape[1]], target  # a learned variance comes behind
+
+    def noised(self, model: Any, batch: Batch) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor], Tensor]:
+        """What the model is given, ``sample`` with noise (N, ...) and timesteps (N,), the rest by name; and the target.
+
+        Raises:
+            ValueError: as when it is called.
+        """
         if not isinstance(batch, Mapping) or not {"sample", "row"} <= batch.keys():
             raise ValueError("noise prediction needs batches with `sample` (N, ...) and `row` (N,), the rows' numbers")
-        inputs = dict(batch)
-        clean, rows = inputs.pop("sample"), inputs.pop("row")
+        others = dict(batch)
+        clean, rows = others.pop("sample"), others.pop("row")
         time, noise = self._drawn(clean, None if model.training else rows)
         noisy = self.scheduler.add_noise(clean, noise, time)
         if (dtype := getattr(getattr(model, "module", model), "dtype", None)) is not None:  # module: DDP's
-            noisy, inputs = noisy.to(dtype), {k: x.to(dtype) if x.is_floating_point() else x for k, x in inputs.items()}
-        found = model(noisy, time, **inputs).sample
-        return found[:, : clean.shape[1]], self._target(clean, noise, time)  # a learned variance comes behind
+            noisy, others = noisy.to(dtype), {k: x.to(dtype) if x.is_floating_point() else x for k, x in others.items()}
+        return (noisy, time), others, self._target(clean, noise, time)
 
     def _drawn(self, clean: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """A timestep (N,) and noise (N, ...) for every row."""
