@@ -12,6 +12,7 @@ from retain.batches import with_decoder_inputs
 from retain.commands.reopened import reopened
 from retain.forecasters import FORECASTS
 from retain.nearest import did_you_mean
+from retain.sections import DRAWS
 from retain.task import NoisePrediction, Task, evaluating, rows_of
 from retain.vllm import VERSION, judge
 
@@ -49,6 +50,8 @@ def export(folder: Path, to: Path | None = None, task: str | None = None, consol
 
 def _serving(folder: Path, kind: str) -> str:
     """What the rules of vLLM's loader say of the adapter in ``folder``, of a model of ``kind``."""
+    if kind == DRAWS:
+        return "vLLM serves no models that draw: README.md beside it says how it goes into a pipeline of diffusers"
     if kind == FORECASTS:
         return "whether vLLM serves a model that forecasts was not looked at: load it with PEFT, or merge"
     verdict = judge(folder)
