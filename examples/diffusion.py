@@ -3,8 +3,11 @@
     pip install diffusers
     python examples/diffusion.py
 
-Three minutes on one core. The digits (8 x 8 pixels, real) come with scikit-learn. The UNet is trained on 5 to 9 first;
+Five minutes on one core. The digits (8 x 8 pixels, real) come with scikit-learn. The UNet is trained on 5 to 9 first;
 then 0, 1 and 2 come in turn. Prints how well it says the noise in test pictures of each class, in nats, after each.
+
+One seed: of 0, at 6.28 nats a picture when it was learned, sequential training makes 11.09 in the end (10.51 before any
+training), `ewc-lora` 8.31; of 1 it makes 13.90 of 7.50, `ewc-lora` 10.37 of 7.73; 2 ends at 7.14 and at 7.23.
 """
 
 from __future__ import annotations
