@@ -1,0 +1,141 @@
+"""Strengths, `auto` and budgets where a rise is measured well: what each boundary was foreseen to cost, and cost.
+
+    python -m benchmarks.rises --seeds 0 1 2
+
+EWC-LoRA on five pairs of Fashion-MNIST's classes and the small ViT of ``streams``, the task known, 500 training rows a
+task. 600 validation rows a task calibrate the gauge and measure the rises; of the nine strengths they choose the one
+that `auto` is held against on 2000 test rows a task. Writes benchmarks/results/rises.json; run again to continue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.budgets import JUDGED
+from benchmarks.fisher import machine, versions
+from benchmarks.gauge import summary
+from benchmarks.parallel import spread
+from benchmarks.streams import Stream, fashion
+from benchmarks.training import fit, interval, outcome, packed, share, unpacked
+from retain import EWCLoRA, store
+from retain.calibration import CLEAR, calibrate, note
+
+PATH = Path(__file__).parent / "results" / "rises.json"
+STRENGTHS = [float(f"{x:.3g}") for x in np.logspace(0, 2, 9)]
+BUDGETS = [0.05, 0.2, 0.5]  # nats
+CELLS: dict[str, Any] = {
+    **{f"{x:g}": x for x in STRENGTHS},
+    "auto": "auto",
+    **{f"budget {x:g}": {"budget": x} for x in BUDGETS},
+    "plain": 0.0,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    done = {(row["cell"], row["seed"]) for row in rows()}
+    left = [(cell, seed) for seed in options.seeds for cell in options.cells if (cell, seed) not in done]
+    for _, row in spread(study, left, options.jobs):
+        document = {"command": "python -m benchmarks.rises", "machine": machine(), "versions": versions()}
+        store.write_json(PATH, document | {"rows": [*rows(), row]})
+        print(row["seed"], row["cell"], [round(np.mean(row[key]), 3) for key in ("final", "learned")], flush=True)
+    show(rows())
+
+
+@cache
+def stream(seed: int) -> Stream:
+    """The tasks under a seed."""
+    return fashion(seed)
+
+
+def study(cell: str, seed: int) -> dict[str, Any]:
+    """One cell under one seed: accuracies (T,) as each task was trained and at the end, and what boundaries cost."""
+    begin, found = time.process_time(), stream(seed)
+    model = found.model(seed)
+    method = EWCLoRA(model, strength=CELLS[cell], seed=seed)
+    learned, boundaries, before = [], [], {}
+    for number, task in enumerate(found.tasks):
+        fit(model, found, number, [method], seed)
+        learned.append(share(outcome(model, task, task.test[0])[1]))
+        foreseen, remembered = method.predicted_rise(), method.remembered
+        method.end_task(task)
+        names = found.tasks[: number + 1]
+        after = {t.name: outcome(model, t, found.validation[i])[0] for i, t in enumerate(names)}
+        if number:
+            cost = calibrate(foreseen, remembered, before, after)["total"]
+            used = {"boundary": number, "used": method.boundary.get("budget_used")}
+            boundaries.append(used | cost | note(method, task.name, cost))
+        before = after
+    right = [outcome(model, task, task.test[0])[1] for task in found.tasks]
+    kept = [outcome(model, task, rows)[1] for task, rows in zip(found.tasks, found.validation, strict=True)]
+    return {
+        "cell": cell,
+        "seed": seed,
+        "learned": learned,
+        "final": [share(x) for x in right],
+        "validation": [share(x) for x in kept],
+        "right": [packed(x) for x in right],
+        "tested": [len(x) for x in right],
+        "boundaries": boundaries,
+        "seconds": round(time.process_time() - begin, 1),
+    }
+
+
+def rows() -> list[dict[str, Any]]:
+    """All that has been run."""
+    return store.read_json(PATH)["rows"] if PATH.exists() else []
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The curve; `auto` beside the best on validation rows; what budgets cost; how well the gauge foresaw."""
+    console, table = Console(width=150), Table("", "validation", "final", "learned", "forgetting", "seeds")
+    of = {cell: [row for row in rows if row["cell"] == cell] for cell in CELLS}
+    for cell, mine in ((cell, mine) for cell, mine in of.items() if mine):
+        lost = [np.mean(np.subtract(row["learned"], row["final"])[:-1]) for row in mine]
+        columns = [[float(np.mean(row[key])) for row in mine] for key in ("validation", "final", "learned")]
+        table.add_row(cell, *(f"{np.mean(x):.4f} ± {np.std(x, ddof=1):.4f}" for x in [*columns, lost]), str(len(mine)))
+    console.print(table)
+    best = max((f"{x:g}" for x in STRENGTHS), key=lambda cell: np.mean([row["validation"] for row in of[cell]]))
+    pairs = list(zip(of["auto"], of[best], strict=True))
+    apart = [100 * d for a, b in pairs for d in by_row(a, b)]
+    console.print(f"auto - {best}, points: %.2f (%.2f to %.2f over test rows)" % interval(apart))
+    console.print("by seed:", [round(float(np.mean([d.mean() for d in by_row(a, b)])) * 100, 2) for a, b in pairs])
+    for budget in BUDGETS:
+        told = [boundary for row in of[f"budget {budget:g}"] for boundary in row["boundaries"]]
+        judging = [b for b in told if b["standard_error"] < JUDGED * budget]
+        every, late = ([b["measured"] / budget for b in judging if b["boundary"] > first] for first in (0, 1))
+        console.print(
+            f"budget {budget:g}: {len(judging)} of {len(told)} boundaries judge it; measured / budget, medians: "
+            f"{np.median(every):.2f}, after the first boundary {np.median(late):.2f}"
+        )
+    clear = [point | {"clear": point["measured"] > CLEAR * point["standard_error"]} for point in fixed(of)]
+    console.print("gauge:", summary([{"calibrated": None} | point for point in clear]))
+
+
+def by_row(one: dict[str, Any], other: dict[str, Any]) -> list[np.ndarray]:
+    """By task, what is right in ``one`` minus what is in ``other`` (n,)."""
+    triples = zip(one["right"], other["right"], one["tested"], strict=True)
+    return [unpacked(a, n) - unpacked(b, n) for a, b, n in triples]
+
+
+def fixed(of: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The boundaries of all runs with a number as strength."""
+    return [boundary for x in STRENGTHS for row in of[f"{x:g}"] for boundary in row["boundaries"]]
+
+
+if __name__ == "__main__":
+    main()
