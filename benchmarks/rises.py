@@ -63,31 +63,34 @@ def stream(seed: int) -> Stream:
 
 
 def study(cell: str, seed: int) -> dict[str, Any]:
-    """One cell under one seed: accuracies (T,) as each task was trained and at the end, and what boundaries cost."""
+    """One cell under one seed: accuracies (T,) when learned and at the end, and what the boundaries cost.
+
+    "final" is of test rows, "learned" and "validation" of validation rows.
+    """
     begin, found = time.process_time(), stream(seed)
     model = found.model(seed)
     method = EWCLoRA(model, strength=CELLS[cell], seed=seed)
     learned, boundaries, before = [], [], {}
     for number, task in enumerate(found.tasks):
         fit(model, found, number, [method], seed)
-        learned.append(share(outcome(model, task, task.test[0])[1]))
         foreseen, remembered = method.predicted_rise(), method.remembered
         method.end_task(task)
         names = found.tasks[: number + 1]
-        after = {t.name: outcome(model, t, found.validation[i])[0] for i, t in enumerate(names)}
+        told = {t.name: outcome(model, t, found.validation[i]) for i, t in enumerate(names)}
+        after = {name: losses for name, (losses, _) in told.items()}
+        learned.append(share(told[task.name][1]))
         if number:
             cost = calibrate(foreseen, remembered, before, after)["total"]
             used = {"boundary": number, "used": method.boundary.get("budget_used")}
             boundaries.append(used | cost | note(method, task.name, cost))
         before = after
     right = [outcome(model, task, task.test[0])[1] for task in found.tasks]
-    kept = [outcome(model, task, rows)[1] for task, rows in zip(found.tasks, found.validation, strict=True)]
     return {
         "cell": cell,
         "seed": seed,
         "learned": learned,
         "final": [share(x) for x in right],
-        "validation": [share(x) for x in kept],
+        "validation": [share(right) for _, right in told.values()],
         "right": [packed(x) for x in right],
         "tested": [len(x) for x in right],
         "boundaries": boundaries,
@@ -102,11 +105,11 @@ def rows() -> list[dict[str, Any]]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The curve; `auto` beside the best on validation rows; what budgets cost; how well the gauge foresaw."""
-    console, table = Console(width=150), Table("", "validation", "final", "learned", "forgetting", "seeds")
+    console, table = Console(width=150), Table("", "final", "of validation rows", "learned", "forgetting", "seeds")
     of = {cell: [row for row in rows if row["cell"] == cell] for cell in CELLS}
     for cell, mine in ((cell, mine) for cell, mine in of.items() if mine):
-        lost = [np.mean(np.subtract(row["learned"], row["final"])[:-1]) for row in mine]
-        columns = [[float(np.mean(row[key])) for row in mine] for key in ("validation", "final", "learned")]
+        lost = [np.mean(np.subtract(row["learned"], row["validation"])[:-1]) for row in mine]
+        columns = [[float(np.mean(row[key])) for row in mine] for key in ("final", "validation", "learned")]
         table.add_row(cell, *(f"{np.mean(x):.4f} ± {np.std(x, ddof=1):.4f}" for x in [*columns, lost]), str(len(mine)))
     console.print(table)
     best = max((f"{x:g}" for x in STRENGTHS), key=lambda cell: np.mean([row["validation"] for row in of[cell]]))
