@@ -106,13 +106,15 @@ def rows() -> list[dict[str, Any]]:
 def show(rows: list[dict[str, Any]]) -> None:
     """The curve; `auto` beside the best on validation rows; what budgets cost; how well the gauge foresaw."""
     console, table = Console(width=150), Table("", "final", "of validation rows", "learned", "forgetting", "seeds")
-    of = {cell: [row for row in rows if row["cell"] == cell] for cell in CELLS}
-    for cell, mine in ((cell, mine) for cell, mine in of.items() if mine):
+    found = {cell: [row for row in rows if row["cell"] == cell] for cell in CELLS}
+    of = {cell: mine for cell, mine in found.items() if mine}
+    for cell, mine in of.items():
         lost = [np.mean(np.subtract(row["learned"], row["validation"])[:-1]) for row in mine]
         columns = [[float(np.mean(row[key])) for row in mine] for key in ("final", "validation", "learned")]
         table.add_row(cell, *(f"{np.mean(x):.4f} ± {np.std(x, ddof=1):.4f}" for x in [*columns, lost]), str(len(mine)))
     console.print(table)
-    best = max((f"{x:g}" for x in STRENGTHS), key=lambda cell: np.mean([row["validation"] for row in of[cell]]))
+    swept = [f"{x:g}" for x in STRENGTHS if f"{x:g}" in of]
+    best = max(swept, key=lambda cell: np.mean([row["validation"] for row in of[cell]]))
     pairs = list(zip(of["auto"], of[best], strict=True))
     apart = [100 * d for a, b in pairs for d in by_row(a, b)]
     console.print(f"auto - {best}, points: %.2f (%.2f to %.2f over test rows)" % interval(apart))
@@ -120,12 +122,13 @@ def show(rows: list[dict[str, Any]]) -> None:
     for budget in BUDGETS:
         told = [boundary for row in of[f"budget {budget:g}"] for boundary in row["boundaries"]]
         judging = [b for b in told if b["standard_error"] < JUDGED * budget]
-        every, late = ([b["measured"] / budget for b in judging if b["boundary"] > first] for first in (0, 1))
+        all_of_them, late = ([b["measured"] / budget for b in judging if b["boundary"] > first] for first in (0, 1))
         console.print(
             f"budget {budget:g}: {len(judging)} of {len(told)} boundaries judge it; measured / budget, medians: "
-            f"{np.median(every):.2f}, after the first boundary {np.median(late):.2f}"
+            f"{np.median(all_of_them):.2f}, after the first boundary {np.median(late):.2f}"
         )
-    clear = [point | {"clear": point["measured"] > CLEAR * point["standard_error"]} for point in fixed(of)]
+    every = [boundary for cell, mine in of.items() if cell != "plain" for row in mine for boundary in row["boundaries"]]
+    clear = [point | {"clear": point["measured"] > CLEAR * point["standard_error"]} for point in every]
     console.print("gauge:", summary([{"calibrated": None} | point for point in clear]))
 
 
@@ -133,11 +136,6 @@ def by_row(one: dict[str, Any], other: dict[str, Any]) -> list[np.ndarray]:
     """By task, what is right in ``one`` minus what is in ``other`` (n,)."""
     triples = zip(one["right"], other["right"], one["tested"], strict=True)
     return [unpacked(a, n) - unpacked(b, n) for a, b, n in triples]
-
-
-def fixed(of: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The boundaries of all runs with a number as strength."""
-    return [boundary for x in STRENGTHS for row in of[f"{x:g}"] for boundary in row["boundaries"]]
 
 
 if __name__ == "__main__":
