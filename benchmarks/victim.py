@@ -28,7 +28,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Trainer
 
-from retain import ledger, provenance, scores, store, trained
+from retain import ledger, provenance, scores, scoring, store, trained
 from retain import run as running
 from retain.commands import audit, export, report
 from retain.config import parse
@@ -80,7 +80,7 @@ def places(name: str) -> dict[str, list[Owner]]:
         "end of a task": [(METHODS[VICTIMS[name]["name"]], "end_task")],
         "Fisher pass": [(Sweep, "run")],
         "fold": [(Site, "fold")],
-        "evaluation": [(running, "evaluate")],
+        "evaluation": [(scoring, "evaluate")],
         "state and scores": [(running, "_save")],
         "record": [(ledger.Ledger, "append"), (provenance, "fingerprint")],
         "clearing up": [(running, "_tidy"), (running, "sweep")],
