@@ -12,7 +12,6 @@ benchmarks/results/ablations.json; run again to continue.
 
 from __future__ import annotations
 
-import argparse
 import time
 from functools import cache
 from pathlib import Path
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.fisher import machine, versions
-from benchmarks.parallel import spread
+from benchmarks.parallel import cells_parser, spread
 from benchmarks.streams import LORA, Stream, pairs
 from benchmarks.training import fit, outcome, share
 from retain import METHODS, Method, Task, store
@@ -74,10 +73,7 @@ COMPARED = {"EWC-LoRA": "plain LoRA", "EWC-LoRA at 1e4": "plain LoRA", "F of the
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser = cells_parser(__doc__, CELLS)
     parser.add_argument("--again", action="store_true", help="forget what has been run")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -78,7 +78,8 @@ def main() -> None:
         | summary([p for p in every if (p["stream"], p["method"]) == (stream, method)])
         for stream, method in groups
     ]
-    store.write_json(options.to, {"command": "python -m benchmarks.gauge FOLDERS", "summary": rows, "points": every})
+    command = f"python -m benchmarks.gauge {' '.join(map(str, options.folders))} --to {options.to}"
+    store.write_json(options.to, {"command": command, "summary": rows, "points": every})
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*("–" if value is None else str(value) for value in row.values()))

@@ -11,7 +11,6 @@ Fisher's trace, directions taken). Writes benchmarks/results/long-SEED.json; run
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from functools import cache
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.fisher import machine, versions
-from benchmarks.parallel import spread
+from benchmarks.parallel import cells_parser, spread
 from benchmarks.streams import Stream, pairs
 from benchmarks.training import fit, outcome, scores, share
 from retain import METHODS, Method, store
@@ -63,11 +62,7 @@ CELLS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    options = parser.parse_args()
+    options = cells_parser(__doc__, CELLS).parse_args()
     torch.set_num_threads(1)
     left = [(cell, seed) for seed in options.seeds for cell in options.cells if cell not in done(seed)]
     strengths = {like: chosen(like) for like in sorted({tuned_like(cell) for cell, _ in left})}

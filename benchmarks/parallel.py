@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import torch
+
+
+def cells_parser(description: str | None, cells: Iterable[str]) -> argparse.ArgumentParser:
+    """What is asked of a benchmark that runs ``cells`` under seeds, several at a time."""
+    known = list(cells)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--cells", nargs="*", default=known, choices=known)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    return parser
 
 
 def spread(

@@ -9,7 +9,6 @@ that `auto` is held against on 2000 test rows a task. Writes benchmarks/results/
 
 from __future__ import annotations
 
-import argparse
 import time
 from functools import cache
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.table import Table
 from benchmarks.budgets import JUDGED
 from benchmarks.fisher import machine, versions
 from benchmarks.gauge import summary
-from benchmarks.parallel import spread
+from benchmarks.parallel import cells_parser, spread
 from benchmarks.streams import Stream, fashion
 from benchmarks.training import fit, interval, outcome, packed, share, unpacked
 from retain import EWCLoRA, store
@@ -41,11 +40,7 @@ CELLS: dict[str, Any] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    options = parser.parse_args()
+    options = cells_parser(__doc__, CELLS).parse_args()
     torch.set_num_threads(1)
     done = {(row["cell"], row["seed"]) for row in rows()}
     left = [(cell, seed) for seed in options.seeds for cell in options.cells if (cell, seed) not in done]
