@@ -12,7 +12,8 @@
 - pictures: fashion in bfloat16 with 1000 rows a task, and each class of two kinds, a digit and a piece of clothing:
   for a GPU. It needs `mnist`, too;
 - language: newswire, film reviews and Python on SmolLM2-135M in bfloat16, its replies guarded: for a GPU. It needs
-  `smollm2`.
+  `smollm2`;
+- lines: the first 32 tokens of those texts, without a guard, for a CPU.
 """
 
 from __future__ import annotations
@@ -109,6 +110,15 @@ def text_of_all_kinds() -> dict[str, Any]:
     }
 
 
+def lines() -> dict[str, Any]:
+    """The beginnings of few such texts."""
+    document = language.stream(CACHE / "language-benchmark", 0, "large", "posts")
+    del document["guard"]
+    document["training"] |= {"per_device_train_batch_size": 4}
+    short = {"max_train": 32, "max_test": 32, "max_length": 32}
+    return document | {"tasks": [task | short for task in document["tasks"]]}
+
+
 STREAMS = {
     "text": text,
     "newsgroups": newsgroups,
@@ -116,6 +126,7 @@ STREAMS = {
     "ten": ten,
     "pictures": pictures,
     "language": text_of_all_kinds,
+    "lines": lines,
 }
 SMALL = ("text", "newsgroups", "fashion")  # those of five tasks that two cores can do
 
