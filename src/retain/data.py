@@ -22,7 +22,7 @@ from retain.language import language_tasks
 from retain.metrics import OF_NUMBERS
 from retain.regressions import check_shared, outputs_of, targets
 from retain.series import series_tasks
-from retain.sources import DataError, Split, check_column, natural, progress
+from retain.sources import DataError, Split, check_column, check_text, natural, progress
 from retain.splits import Splits, splits_of
 from retain.task import CrossEntropy, SquaredError, Task
 
@@ -185,7 +185,7 @@ class _Texts:
     def __call__(self, piece: _Piece, rows: datasets.Dataset, ids: Any) -> datasets.Dataset:
         columns = [piece.entry.text] if isinstance(piece.entry.text, str) else piece.entry.text
         for column in columns:
-            _check_text(piece, rows, column)
+            check_text(piece.name, rows, column)
         longest = self.tokenizer.model_max_length
         length = piece.entry.max_length or min(MAX_LENGTH, longest)
         if length > longest:
@@ -204,15 +204,6 @@ class _Texts:
                 desc=f"tokenizing {piece.name}",
             )
             return tokens.add_column("labels", ids)
-
-
-def _check_text(piece: _Piece, rows: datasets.Dataset, column: str) -> None:
-    check_column(piece.name, rows, column)
-    feature = rows.features[column]
-    if feature not in (datasets.Value("string"), datasets.Value("large_string")):
-        raise DataError(f"task {piece.name!r}: column {column!r} holds {feature}, not text")
-    if missing := rows.select_columns(column)[:][column].count(None):
-        raise DataError(f"task {piece.name!r}: column {column!r} holds no text in {missing} of {len(rows)} rows")
 
 
 class _Images:

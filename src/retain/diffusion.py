@@ -15,7 +15,7 @@ from retain.answers import Apart
 from retain.formats import FormatError
 from retain.pictures import check_picture, loaded
 from retain.pipelines import Encoders, Pipeline
-from retain.sources import DataError, progress
+from retain.sources import DataError, check_text, progress
 from retain.splits import splits_of
 from retain.task import NoisePrediction, SquaredError, Task
 
@@ -115,16 +115,12 @@ class _Encoder:
 
 
 def _check_text(task: str, rows: datasets.Dataset, column: str) -> None:
-    """Refuse a ``column`` that has no text, or not in every row."""
     if column not in rows.column_names:
         raise DataError(
             f"task {task!r}: no column {column!r} of texts; name one with `text`, or say what all pictures are with "
             f"`prompt`; columns: {', '.join(rows.column_names)}"
         )
-    if rows.features[column] not in (datasets.Value("string"), datasets.Value("large_string")):
-        raise DataError(f"task {task!r}: column {column!r} holds {rows.features[column]}, not text")
-    if missing := rows.select_columns(column)[:][column].count(None):
-        raise DataError(f"task {task!r}: column {column!r} holds no text in {missing} of {len(rows)} rows")
+    check_text(task, rows, column)
 
 
 def _opened(task: str, number: int, picture: Any) -> Any:

@@ -176,6 +176,15 @@ def check_column(task: str, rows: datasets.Dataset, column: str) -> None:
         raise DataError(f"task {task!r}: no column {column!r}; columns: {_few(known)}{did_you_mean(column, known)}")
 
 
+def check_text(task: str, rows: datasets.Dataset, column: str) -> None:
+    """Refuse a column that ``rows`` lack, or that has no text, or not in every row."""
+    check_column(task, rows, column)
+    if rows.features[column] not in (datasets.Value("string"), datasets.Value("large_string")):
+        raise DataError(f"task {task!r}: column {column!r} holds {rows.features[column]}, not text")
+    if missing := rows.select_columns(column)[:][column].count(None):
+        raise DataError(f"task {task!r}: column {column!r} holds no text in {missing} of {len(rows)} rows")
+
+
 def _names(entry: TaskConfig, found: Sequence[str]) -> tuple[str, str | None, str | None]:
     """What the training, test and validation rows are called among the splits ``found``; None: they are held out."""
     train = entry.train or ("train" if "train" in found or len(found) > 1 else found[0])
