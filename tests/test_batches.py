@@ -12,6 +12,7 @@ from retain.batches import Padded, check_packing, packed, tokens_of
 from retain.callback import ContinualCallback
 from retain.hf import fit
 from retain.method import Method
+from retain.methods import EWCLoRA
 from retain.task import IGNORED, CrossEntropy, SquaredError, Task, forward
 
 ROWS = [
@@ -90,6 +91,11 @@ def test_an_extra_loss_in_nats_an_example_is_shared_by_its_tokens(strength: floa
     method.strength = strength
     ContinualCallback(method, tokens=4.0).on_step_begin(None, None, None)
     assert next(iter(method.sites.values())).layer.lora_B["default"].weight.grad.unique().item() == share
+
+
+def test_so_is_one_whose_strength_a_budget_has_yet_to_find() -> None:
+    method = EWCLoRA(tiny_llama(), strength={"budget": 0.05})
+    assert not method.strength and ContinualCallback(method, tokens=4.0).share == 0.25
 
 
 class Seen(Method):

@@ -61,7 +61,7 @@ def rise(foreseen: float, measured: float, error: float | None = 0.01) -> dict[s
         (1.0, 1e-6, -0.5, ""),
         (100.0, 0.02, 0.5, ""),  # it pays as much as there was to gain
         (100.0, 0.0201, 0.5, "more than the whole loss of 2 that there was to gain: the protection dominates"),
-        (1e6, 0.0201, 0.0, "method.strength is 1e+06: lower it, or the learning rate"),
+        (1e6, 0.0201, 0.0, "method.strength is 1e+06: lower it, or lower the learning rate"),
     ],
 )
 def test_an_inert_and_a_dominating_protection_are_told_of(
@@ -70,6 +70,13 @@ def test_an_inert_and_a_dominating_protection_are_told_of(
     calibration = {"total": rise(foreseen, measured), "tasks": {"a": {}}}
     found = doubts(calibration, strength, "b", loss=2.0)
     assert len(found) == bool(said) and said in "".join(found)
+
+
+def test_a_budget_is_named_in_place_of_the_strength_that_it_finds_and_what_it_allows_is_nothing_inert() -> None:
+    told = {"strength": 1e6, "task": "b", "loss": 2.0, "limit": "0.5 nats"}
+    assert "the budget is 0.5 nats: raise it" in doubts({"total": rise(0.0201, 0.0), "tasks": {"a": {}}}, **told)[0]
+    inside = {"total": rise(0.001, 0.5), "tasks": {"a": {}}}
+    assert doubts(inside, 1.0, "b", 2.0) and not doubts(inside, 1.0, "b", 2.0, "0.5 nats")
 
 
 def test_a_clear_rise_that_is_slight_worries_nobody() -> None:

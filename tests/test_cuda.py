@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from models import adapted, bare_llama, filled, fit, layers, prompts, texts, tiny_bert, tiny_llama
+from models import adapted, bare_llama, filled, fit, layers, prompts, texts, tiny_bert, tiny_llama, train
 from retain import METHODS, EBLoRA, EWCLoRA, Method, Share, Task, learn
 from retain.fisher import measure
 from retain.fisher.forms import FORMS
@@ -75,6 +75,26 @@ def test_what_a_gpu_remembers_continues_on_a_cpu(name: str) -> None:
     fit(first, on(texts("b", seed=1), "cuda"), learning_rate=1e-3)
     fit(second, texts("b", seed=1), learning_rate=1e-3)
     close(gathered(first), gathered(second), 1e-4)
+
+
+def test_a_budget_on_a_gpu_rolls_back_and_outlives_a_stop() -> None:
+    method, other = (
+        EWCLoRA(steady("cuda"), strength={"budget": 1e-4, "rollback": True}, fisher={"samples": None}) for _ in range(2)
+    )
+    fit(method, on(texts("a"), "cuda"))
+    other.load_state_dict(method.state_dict())
+    for number, name in enumerate("bc", 1):  # the second begins where the first has left the multiplier
+        task = on(texts(name, seed=number), "cuda")
+        for each in (method, other):
+            each.begin_task(task)
+        train(method, task, learning_rate=0.05)
+        other.load_progress(method.progress())
+        method.finish()
+        other.load_progress(method.progress())
+        assert other.strength == method.strength
+        for each in (method, other):
+            each.end_task(task)
+            assert each.boundary["rolled_back"] > 0
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -30,12 +30,20 @@ def optimum(budget: float) -> tuple[float, Tensor]:
     return math.exp(middle), x
 
 
-def trained(budget: float, start: float, steps: int, rate: float, schedule: str, noise: float = 0.03) -> tuple:
-    """x, R and the multiplier after AdamW on noisy gradients."""
+def trained(
+    budget: float,
+    start: float,
+    steps: int,
+    rate: float,
+    schedule: str,
+    noise: float = 0.03,
+    reached: float | None = None,
+) -> tuple:
+    """x, R and the multiplier after AdamW on noisy gradients; ``reached``: what another training has left it at."""
     H, F, t = toy()
     generator, x = torch.Generator().manual_seed(1), torch.zeros(D, requires_grad=True)
     multiplier = Multiplier({"budget": budget}, start)
-    multiplier.begin(1.0)
+    multiplier.begin(1.0, None if reached is None else torch.tensor(math.log(reached)))
     optimizer = torch.optim.AdamW([x], lr=rate, weight_decay=0.0)
     falls = {"linear": lambda s: 1 - s, "cosine": lambda s: 0.5 + 0.5 * math.cos(math.pi * s), "constant": lambda s: 1}
     for step in range(steps):
@@ -67,6 +75,13 @@ def test_the_optimum_under_a_budget_is_found_from_far_above_and_below(share: flo
 @pytest.mark.parametrize("share", [0.02, 0.3])
 def test_a_short_and_noisy_training_comes_near(share: float) -> None:
     assert 0.7 < trained(share * FREE, 1.0, 75, 2e-2, "linear")[1] / (share * FREE) < 1.3
+
+
+def test_a_tight_task_after_a_slack_one_keeps_its_budget() -> None:
+    _, slack, reached = trained(5 * FREE, 1.0, 75, 2e-2, "linear")
+    assert slack < 2 * FREE and reached < 1e-2
+    assert trained(0.02 * FREE, 1.0, 75, 2e-2, "linear", reached=reached)[1] < 1.3 * 0.02 * FREE
+    assert trained(0.02 * FREE, 1e-3, 75, 2e-2, "linear", reached=100.0)[1] < 1.3 * 0.02 * FREE
 
 
 def test_a_budget_that_plain_training_does_not_use_up_leaves_it_alone() -> None:
@@ -106,6 +121,8 @@ def test_auto_is_the_factor() -> None:
         ({"budget": "2"}, "strength.budget: '2' is not allowed"),
         ({"budget": "100%"}, "strength.budget: '100%' is not allowed"),
         ({"budget": "a%"}, "strength.budget: 'a%' is not allowed"),
+        ({"budget": " 2%"}, "strength.budget: ' 2%' is not allowed"),
+        ({"budget": "1_0%"}, "strength.budget: '1_0%' is not allowed"),
         ({"budget": 1, "rollback": "yes"}, "strength.rollback: 'yes' is not allowed; expected true or false"),
         ({}, "strength.budget: None is not allowed"),
     ],

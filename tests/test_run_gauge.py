@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from models import fit as fit_in_a_loop
 from models import texts, tiny_bert, train
-from retain import EWCLoRA, Task
+from retain import EWCLoRA, Method, Task, ledger
 from retain.calibration import shares_lost
 from retain.hf import fit
 from retain.protection import SHARE_OF_NAT
@@ -27,17 +27,19 @@ EXACT = {"labels": "exact", "samples": None}
 
 
 class Tracker(TrainerCallback):
-    """Hears what is logged."""
+    """Hears what is logged, and looks at ``method``."""
 
-    def __init__(self) -> None:
-        self.heard: list[dict[str, float]] = []
+    def __init__(self, method: Method) -> None:
+        self.method, self.heard, self.strengths = method, list[dict[str, float]](), list[float]()
 
     def on_log(self, args: object, state: object, control: object, *, logs: dict[str, float], **_: object) -> None:
         self.heard.append(dict(logs))
+        self.strengths.append(self.method.strength)
 
 
 def test_trainers_own_log_has_the_gauge(tmp_path: Path) -> None:
-    method, tracker = EWCLoRA(tiny_bert(), strength={"budget": 0.05}), Tracker()
+    method = EWCLoRA(tiny_bert(), strength={"budget": 0.05})
+    tracker = Tracker(method)
     fit_in_a_loop(method, texts("a"))
     method.calibrate("a", 0.01, 0.05, 0.001)
     task = texts("b", (4, 4), 1)
@@ -50,7 +52,7 @@ def test_trainers_own_log_has_the_gauge(tmp_path: Path) -> None:
     last = tracker.heard[-1]
     assert last["foreseen_rise"] == pytest.approx(method.predicted_rise()["total"])
     assert last["calibrated_rise"] == pytest.approx(method.factor.middle * last["foreseen_rise"])
-    assert last["strength"] == pytest.approx(method.strength)
+    assert [logs["strength"] for logs in tracker.heard] == tracker.strengths and tracker.strengths[-1] > 0
 
 
 def test_a_run_keeps_what_its_gauge_said_and_calibrates_it(bert: str, tmp_path: Path) -> None:
@@ -67,6 +69,10 @@ def test_a_run_keeps_what_its_gauge_said_and_calibrates_it(bert: str, tmp_path: 
     assert total["low"] < total["calibrated"] < total["high"] and total["factor"]["boundaries"] == 2
     assert "calibrated" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert third["boundary"]["budget_used"] < 2
+    ends = [entry for entry in ledger.read(Path(config.output, ledger.LEDGER)) if entry["event"] == "end"]
+    assert [end["calibration"] for end in ends if "calibration" in end] == [
+        entry["calibration"] for entry in (second, third)
+    ]
 
 
 def test_a_training_that_was_stopped_goes_on_with_its_multiplier() -> None:
@@ -115,6 +121,38 @@ def test_a_training_that_ends_beyond_its_budget_goes_back_to_where_it_was_last_i
     method.end_task(texts("b", seed=1))
     assert method.boundary["budget_used"] <= 1
     assert method.boundary["rolled_back"] == len(seen) - [*seen].index(last)
+
+
+def test_what_was_undone_outlives_a_stop_after_it_and_is_told_of() -> None:
+    method, other = (EWCLoRA(tiny_bert(), strength={"budget": 1e-4, "rollback": True}, fisher=EXACT) for _ in range(2))
+    fit_in_a_loop(method, texts("a"))
+    other.load_state_dict(method.state_dict())
+    task = texts("b", seed=1)
+    for each in (method, other):
+        each.begin_task(task)
+    train(method, task, **STEEP)
+    method.finish()
+    other.load_progress(method.progress())
+    method.finish()  # once more changes nothing
+    found = []
+    for each in (method, other):
+        with pytest.warns(
+            UserWarning, match=r"of \d+ steps that trained 'b' were undone, for they lay beyond the budget"
+        ):
+            each.end_task(task)
+        found.append(each.boundary["rolled_back"])
+    assert found[0] == found[1] > 0
+
+
+def test_what_is_used_of_a_budget_is_what_the_last_step_has_left() -> None:
+    method = EWCLoRA(tiny_bert(), strength={"budget": 0.05}, fisher=EXACT)
+    fit_in_a_loop(method, texts("a"))
+    train(method, texts("b", seed=1), **STEEP)
+    method.finish()
+    foreseen = method.predicted_rise()["total"]
+    with pytest.warns(UserWarning, match=r"the budget of 0.05 nats could not be kept .*: it ended at"):
+        method.end_task(texts("b", seed=1))
+    assert method.boundary["budget_used"] == pytest.approx(foreseen / method.multiplier.allowed)
 
 
 def test_where_it_was_last_inside_outlives_a_stop_and_is_not_forgotten() -> None:

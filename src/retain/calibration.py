@@ -86,7 +86,9 @@ def note(
     return told | (before.read(rise["foreseen"]) if before.boundaries else {}) | {"factor": asdict(after)}
 
 
-def doubts(calibration: Mapping[str, Any], strength: float, task: str, loss: float) -> list[str]:
+def doubts(
+    calibration: Mapping[str, Any], strength: float, task: str, loss: float, limit: str | None = None
+) -> list[str]:
     """What to tell a user of a protection that does nothing, or that leaves no room for anything else.
 
     Args:
@@ -94,16 +96,21 @@ def doubts(calibration: Mapping[str, Any], strength: float, task: str, loss: flo
         strength: what a foreseen nat weighed during training.
         task: the one just learned.
         loss: its test loss before it was learned. No training that goes downhill pays more than that.
+        limit: the budget that found ``strength``, if there is one; a rise inside it may weigh next to nothing.
     """
-    total, named = calibration["total"], f"method.strength is {strength:g}"
+    total = calibration["total"]
+    named, mend = f"method.strength is {strength:g}", "lower it"
+    if limit is not None:
+        named, mend = f"the budget is {limit}", "raise it"
     paid, lost, ratio = strength * total["foreseen"], total["measured"], total["ratio"]
     if paid > loss:
         return [
             f"learning {task!r} has paid {paid:.3g} nats an example to its own protection, more than the whole loss of "
             f"{loss:.3g} that there was to gain: the protection dominates, and training cannot follow it. {named}: "
-            "lower it, or the learning rate"
+            f"{mend}, or lower the learning rate"
         ]
-    if strength and ratio is not None and paid < INERT * lost and lost > SLIGHT * len(calibration["tasks"]):
+    inert = paid < INERT * lost and lost > SLIGHT * len(calibration["tasks"])
+    if inert and strength and limit is None and ratio is not None:
         fair = f"about {float(format(1 / ratio, '.1g')):g}" if ratio > 0 else "far more"
         return [
             f"learning {task!r} has cost the earlier tasks {lost:.3g} ± {total['standard_error']:.2g} nats an example, "

@@ -59,7 +59,7 @@ class ContinualCallback(TrainerCallback):
         checkpoint: str | Path | None = None,
         not_finite: NotFinite = "stop",
     ) -> None:
-        self.method, self.share = method, 1 / tokens if method.strength else 1.0
+        self.method, self.share = method, 1 / tokens if method.strength or method.limit else 1.0
         self.began, self.checkpoint = began or {}, checkpoint
         self.gradients = Gradients(method.model, not_finite)
         self.handles: list[Any] = []

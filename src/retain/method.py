@@ -118,6 +118,11 @@ class Method:
         return {}
 
     @property
+    def limit(self) -> str | None:
+        """The budget that finds its ``strength``, in words; None without one."""
+        return None
+
+    @property
     def factor(self) -> Factor | None:
         """How many measured nats a foreseen one stands for; None where nothing is foreseen."""
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ Strength = float | Literal["auto"] | Mapping[str, float | str | bool]
 
 RATE = 0.1  # of the logarithm a step, where the rise is a factor e or more from what is allowed
 STEEP = 10.0  # times the multiplier: the most that a rise beyond what is allowed weighs
+PERCENT = re.compile(r"(\d+\.?\d*|\.\d+)%")
 REACH = 1e4  # either way of where it starts, the furthest that a multiplier goes
 
 
@@ -49,19 +51,30 @@ class Multiplier:
         self.rolls_back = bool(given.get("rollback"))
         self.fixed = float(strength) if isinstance(strength, int | float) else default
         self.allowed, self.steps, self._weighed = math.inf, 0, False
-        self.log, self.rise = torch.tensor(math.log(self.fixed or 1.0)), torch.tensor(0.0)
+        self.start = torch.tensor(math.log(default))
+        self.log, self.rise = self.start, torch.tensor(0.0)
 
     @property
     def value(self) -> float:
         """What the next foreseen nat weighs."""
         return self.fixed if self.budget is None else float(self._weight(self.rise))
 
-    def begin(self, factor: float) -> None:
-        """A task begins, and a foreseen nat stands for ``factor`` measured ones."""
+    @property
+    def limit(self) -> str | None:
+        """The budget, with its unit."""
+        return None if self.budget is None else self.said(1)
+
+    def begin(self, factor: float, reached: Tensor | None = None) -> None:
+        """A task begins, and a foreseen nat stands for ``factor`` measured ones.
+
+        With a budget the multiplier begins where the last task ``reached``, its logarithm, but not below the default: a
+        task whose budget was slack leaves next to nothing, from which a short training would not come back in time.
+        """
         if self.given == "auto":
             self.fixed = factor
         elif self.budget is not None:
             self.allowed, self.steps = self.budget / factor, 0
+            self.log = self.start if reached is None else reached.clamp(min=float(self.start))
             self.rise = torch.zeros_like(self.rise)
 
     @property
@@ -88,7 +101,7 @@ class Multiplier:
         if not self._weighed:
             return
         error = torch.log(self.rise.clamp(min=1e-30) / self.allowed).clamp(-1, 1)
-        start, reach = math.log(self.default), math.log(REACH)
+        start, reach = float(self.start), math.log(REACH)
         self.log = (self.log + RATE * error).clamp(start - reach, start + reach)
         self.steps, self._weighed = self.steps + 1, False
 
@@ -96,7 +109,8 @@ class Multiplier:
         """What has changed since ``begin``; empty without a budget."""
         if self.budget is None:
             return {}
-        return {"multiplier": torch.stack([self.log, self.rise]), "multiplier_steps": torch.tensor(self.steps)}
+        here = torch.stack([self.log.cpu(), self.rise.cpu()])
+        return {"multiplier": here, "multiplier_steps": torch.tensor(self.steps)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``state`` gave."""
@@ -135,11 +149,8 @@ def _amount(budget: Any) -> tuple[float, str]:
     Raises:
         ValueError: what came and what is allowed.
     """
-    try:
-        if isinstance(budget, str) and budget.endswith("%") and 0 < (share := float(budget[:-1])) < 100:
-            return share / 100, "%"
-    except ValueError:
-        pass
+    if isinstance(budget, str) and PERCENT.fullmatch(budget) and 0 < (share := float(budget[:-1])) < 100:
+        return share / 100, "%"
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
         raise Within("strength.budget", f"{budget!r} is not allowed; expected nats above 0, or a share such as '2%'")
     return float(budget), "nats"

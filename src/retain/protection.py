@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from retain.fisher.choice import Choice
 from retain.gauge import Factor, factor
 from retain.method import Method
 from retain.multiplier import Multiplier
@@ -23,6 +24,9 @@ FROZEN = 0.03
 SHARE_OF_NAT = 0.35
 # Before the names of parameters in what is kept of a training.
 INSIDE = "multiplier_inside/"
+SINCE = "multiplier_since"
+# Of the steps of a training: if more are undone, hardly anything is left of it.
+UNDONE = 0.5
 # Times what a budget allows: a rise beyond is worth a warning.
 MISSED = 1.25
 
@@ -60,6 +64,10 @@ class Protection(Method):
         return self.multiplier.value
 
     @property
+    def limit(self) -> str | None:
+        return self.multiplier.limit
+
+    @property
     def factor(self) -> Factor:
         """Measured nats that a foreseen one stands for, after what was measured so far."""
         return factor((entry.tolist()[:3] for _, entry in sorted(self.calibration.items())), self.default)
@@ -89,8 +97,8 @@ class Protection(Method):
         self.calibration[task] = torch.tensor([foreseen, measured, error, *(share or ())])
 
     def begin_task(self, task: Task) -> None:
-        self.multiplier.log = next(iter(self.reached.values()), self.multiplier.log)
-        self.multiplier.begin((self.factor if self.multiplier.unit == "nats" else self.shares).middle)
+        of_what = self.factor if self.multiplier.unit == "nats" else self.shares
+        self.multiplier.begin(of_what.middle, next(iter(self.reached.values()), None))
         self.inside, self._since = {}, 0
 
     def before_step(self) -> None:
@@ -103,15 +111,16 @@ class Protection(Method):
 
     @torch.no_grad()
     def finish(self) -> None:
-        if not self.inside:
+        if not self.multiplier.steps:
             return
-        if self.predicted_rise()["total"] > self.multiplier.allowed:
+        rise = self.predicted_rise()["total"]
+        if self.inside and rise > self.multiplier.allowed:
             for name, parameter in self._trained.items():
                 parameter.copy_(self.inside[name])
-            self.multiplier.rise = torch.tensor(self.predicted_rise()["total"])
-        else:
+            rise = self.predicted_rise()["total"]
+        elif self.inside:
             self._since = 0
-        self.inside = {}
+        self.multiplier.rise, self.inside = torch.tensor(rise), {}
 
     def end_task(self, task: Task) -> None:
         if self.learned and self.multiplier.budget is not None:
@@ -123,18 +132,21 @@ class Protection(Method):
         if not self.learned:
             return {}
         inside = {f"{INSIDE}{name}": tensor for name, tensor in self.inside.items()}
-        return self.multiplier.state() | inside | ({"multiplier_since": torch.tensor(self._since)} if inside else {})
+        since = {SINCE: torch.tensor(self._since)} if self.multiplier.rolls_back else {}
+        return self.multiplier.state() | inside | since
 
     def load_progress(self, state: Mapping[str, Tensor]) -> None:
         inside = {key.removeprefix(INSIDE): tensor for key, tensor in state.items() if key.startswith(INSIDE)}
         known = self.multiplier.state().keys() if self.learned else set()
-        extra = {"multiplier_since", *(f"{INSIDE}{name}" for name in self._trained)} if inside else set()
-        if known | extra != state.keys() or (inside and not self.multiplier.rolls_back):
+        extra = {f"{INSIDE}{name}" for name in self._trained} if inside else set()
+        since = {SINCE} if self.learned and self.multiplier.rolls_back else set()
+        if known | extra | since != state.keys():
             raise ValueError("the progress of a training is of another method, or of another kind of `strength`")
         if state:
             self.multiplier.load(state)
+        if since:
+            self._since = int(state[SINCE])
         if inside:
-            self._since = int(state["multiplier_since"])
             self.inside = {name: inside[name].to(p.device) for name, p in self._trained.items()}
 
     @property
@@ -164,8 +176,14 @@ class Protection(Method):
         if used > MISSED:
             warnings.warn(
                 f"the budget of {multiplier.said(1)} could not be kept while {task.name!r} trained: "
-                f"{multiplier.said(used)} is the best that was reached. The learning rate is too high for it, or the "
-                "training too short",
+                f"it ended at {multiplier.said(used)}. The learning rate is too high for it, or the training too short",
+                stacklevel=4,
+            )
+        elif multiplier.rolls_back and not self.inside and self._since > UNDONE * multiplier.steps:
+            warnings.warn(
+                f"the last {self._since} of {multiplier.steps} steps that trained {task.name!r} were undone, for they "
+                f"lay beyond the budget of {multiplier.said(1)}: little of the task is left. The learning rate is too "
+                "high for the budget, or the budget too small for the task",
                 stacklevel=4,
             )
 
@@ -187,10 +205,13 @@ class Protection(Method):
         moved = math.fsum(squares.values()) ** 0.5
         self.boundary["moved"] = moved / first
         fewer = min(1.0, rows / max(float(n) for _, n in self.moved.values()))
-        if self.strength and 0 < moved < FROZEN * fewer * first:
+        if self.multiplier.given and 0 < moved < FROZEN * fewer * first:
+            mend = f"method.strength is {self.strength:g}: lower it"
+            if self.limit is not None:
+                mend = f"the budget is {self.limit}: raise it"
             warnings.warn(
                 f"{task.name!r} has moved the weights by {moved / first:.1%} of what the first task moved them: the "
-                f"protection has frozen the model. method.strength is {self.strength:g}: lower it",
+                f"protection has frozen the model; {mend}",
                 stacklevel=3,
             )
 
@@ -200,3 +221,13 @@ def check_strength(strength: Any, decay: float | None) -> None:
     check_multiplier(strength)
     if decay is not None and not 0 <= decay <= 1:
         raise ValueError(f"decay must lie in [0, 1], got {decay}")
+
+
+def check_temperature(strength: Any, choice: Choice, own: float = 1.0) -> None:
+    """Refuse a strength that is no number with importance at another temperature than its ``own``."""
+    temperature = choice.sweep.get("temperature", 1.0)
+    if not isinstance(strength, int | float) and temperature != own:
+        raise ValueError(
+            f"strength must be given as a number with fisher.temperature={temperature}: what is known of "
+            f"{choice.name!r} was measured at {own}, and importance is larger at higher temperatures"
+        )

@@ -97,7 +97,7 @@ def begun(ledger: Ledger, shop: Workshop, stage: Stage) -> None:
 def ended(ledger: Ledger, stage: Stage, **more: Any) -> None:
     """Tell that ``stage`` is finished, what it has kept, in bytes, and the hash of its ``done``."""
     found = store.read_json(stage.folder / "scores.json")
-    told = {key: found[key] for key in ("steps", "seconds", "bytes") if key in found}
+    told = {key: found[key] for key in ("steps", "seconds", "bytes", "calibration") if key in found}
     done = store.hash_of(stage.folder / store.DONE)
     ledger.append("end", number=stage.number, name=stage.name, done=done, **told, **more)
 

@@ -170,7 +170,8 @@ def _work(shop: Workshop, stage: Stage, last: Path, beside: _Beside) -> None:
         lost = shares_lost(remembered, row_scores(before.get("gauge", before["tasks"])), row_scores(now))
         compared["total"] |= note(shop.method, stage.name, compared["total"], lost)
         found["calibration"] = compared
-        warned += doubts(compared, strength, stage.name, before["tasks"].get(stage.name, UNMEASURED)["loss"])
+        loss = before["tasks"].get(stage.name, UNMEASURED)["loss"]
+        warned += doubts(compared, strength, stage.name, loss, shop.method.limit)
     found |= {} if gauge is None else {"gauge": record(stage.number, gauge)["tasks"]}
     clock.lap("evaluate")
     ranks.wait()  # until all have read what belongs to the stage before

@@ -7,6 +7,7 @@ from torch import nn
 
 from models import adapted, filled, fit, layers, texts, tiny_bert, tiny_mlp, train, vectors
 from retain.fisher import measure
+from retain.methods import DWD, EWC
 from retain.methods.ewc_lora import EWCLoRA
 
 FORMS = {
@@ -262,3 +263,6 @@ def test_another_temperature_needs_a_strength():
     ):
         EWCLoRA(tiny_bert(), fisher={"temperature": 1.0})
     assert EWCLoRA(tiny_bert(), fisher={"temperature": 1.0}, strength=100).strength == 100
+    for method in (EWC, DWD):
+        with pytest.raises(ValueError, match=r"number with fisher.temperature=3.0: .* 'diagonal' was measured at 1.0"):
+            method(tiny_bert(), fisher={"temperature": 3.0}, strength="auto")

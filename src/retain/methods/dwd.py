@@ -23,7 +23,7 @@ from retain.grouping import Assign, Units, group_factors, signatures, spectral_g
 from retain.method import faded
 from retain.mistakes import Within
 from retain.nearest import did_you_mean
-from retain.protection import Protection, Strength, check_strength
+from retain.protection import Protection, Strength, check_strength, check_temperature
 from retain.task import Task
 from retain.taskgraph import edges, fisher_overlaps, layer_features, linear_cka
 
@@ -143,7 +143,9 @@ class DWD(Protection):
         if form in FORMS and form != "diagonal":
             reason = f"{form!r} has no number for each weight, which is what dwd groups; expected 'diagonal'"
             raise Within("fisher.form", reason)
-        for key, value in choose(fisher, cls.FISHER).options.items():
+        choice = choose(fisher, cls.FISHER)
+        check_temperature(keywords["strength"], choice)
+        for key, value in choice.options.items():
             raise Within(f"fisher.{key}", f"{value!r} cannot be chosen: dwd keeps numbers as they are measured")
 
     @property

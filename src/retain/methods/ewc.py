@@ -21,7 +21,7 @@ from retain.fisher.forms import FORMS
 from retain.fisher.springs import seeing
 from retain.method import faded
 from retain.mistakes import Within
-from retain.protection import Protection, Strength, check_strength
+from retain.protection import Protection, Strength, check_strength, check_temperature
 from retain.task import Task, precise
 
 DEFAULT = 1e3  # strength, measured in docs/methods/ewc.md
@@ -86,7 +86,9 @@ class EWC(Protection):
                 f"{form!r} needs weights with rows and columns, and ewc protects parameters of any shape, number by "
                 "number; expected 'diagonal'",
             )
-        for key, value in choose(fisher, cls.FISHER).options.items():
+        choice = choose(fisher, cls.FISHER)
+        check_temperature(keywords["strength"], choice)
+        for key, value in choice.options.items():
             raise Within(f"fisher.{key}", f"{value!r} cannot be chosen: ewc keeps numbers as they are measured")
 
     @property

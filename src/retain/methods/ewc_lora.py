@@ -18,7 +18,7 @@ from retain.fisher.penalty import difference
 from retain.linalg import squared_norm
 from retain.method import Mode, check_mode, faded
 from retain.mistakes import Within
-from retain.protection import Protection, Strength, check_strength
+from retain.protection import Protection, Strength, check_strength, check_temperature
 from retain.task import Task, precise
 
 Factors = tuple[Tensor, Tensor]
@@ -106,12 +106,7 @@ class EWCLoRA(Protection):
                 f"accumulate must be 'products', or 'factors' with mode='merge' and no rank; got {accumulate!r}"
             )
         choice = cls._choice(keywords["fisher"])
-        temperature, own = choice.sweep["temperature"], DEFAULTS[choice.name][0]
-        if not isinstance(keywords["strength"], int | float) and temperature != own:
-            raise ValueError(
-                f"strength must be given as a number with fisher.temperature={temperature}: what is known of "
-                f"{choice.name!r} was measured at {own}, and importance is larger at higher temperatures"
-            )
+        check_temperature(keywords["strength"], choice, DEFAULTS[choice.name][0])
 
     @property
     def fisher(self) -> dict[str, dict[str, Tensor]]:

@@ -145,6 +145,8 @@ def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
     sweep(stream(tmp_path / "x"), ["sequential"], **options)
     with pytest.raises(StoreError, match="holds another sweep: scenario is 'task' there and 'class' here"):
         sweep(stream(tmp_path / "x", scenario="class"), ["sequential"], **options)
+    with pytest.raises(StoreError, match="holds another sweep"):
+        sweep(stream(tmp_path / "x", scenario="class"), ["sequential"], rule=Rule.parse("knee"), **options)
     (tmp_path / "y-sweep").mkdir()
     (tmp_path / "y-sweep" / "thesis.tex").touch()
     with pytest.raises(StoreError, match="is not empty and holds no sweep"):

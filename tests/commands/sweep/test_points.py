@@ -19,6 +19,7 @@ def test_a_strength_is_tried_evenly_in_its_logarithm_and_more_points_keep_those_
 def test_a_share_near_one_is_tried_evenly_in_the_logarithm_of_what_it_lacks() -> None:
     assert scale(METHODS["eblora"], "energy", None).grid(3) == (0.8, 0.9859, 0.999)
     assert scale(METHODS["olora"], "orthogonality", (0.05, 0.5)).grid(3) == (0.05, 0.158, 0.5)
+    assert scale(METHODS["ewc-lora"], "strength", (1.2345678, 100)).grid(2) == (1.23457, 100)  # as it is written
 
 
 def test_whole_numbers_stay_whole_and_fall_together() -> None:

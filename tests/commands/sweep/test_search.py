@@ -76,6 +76,15 @@ def test_a_search_counts_what_is_there_and_goes_on_where_it_was_stopped(tmp_path
     assert len(points) == 5 and all(point["complete"] for point in points)
 
 
+def test_more_seeds_join_what_was_found(tmp_path: Path) -> None:
+    start, started = starter(learned, later=kept)
+    for seeds in (1, 2):
+        more = options(tmp_path / "out", start=start, seeds=seeds)
+        assert sweep(stream(tmp_path / "x"), [], search=3, **more)
+    points = json.loads((tmp_path / "out" / "sweep.json").read_text())["curves"]["ewc-lora"]["points"]
+    assert len(points) == 3 and all(point["complete"] and len(point["runs"]) == 2 for point in points)
+
+
 @pytest.mark.slow
 def test_a_value_that_fails_stays_open_for_the_next_time(tmp_path: Path) -> None:
     config, failing = stream(tmp_path / "x"), "ewc-lora, strength 10, seed 1"

@@ -63,9 +63,6 @@ def sweep(
         StoreError: ``output`` belongs to something else.
     """
     console, folder = console or Console(), output or Path(f"{config.output}-sweep")
-    if rule is not None and (folder / NUMBERS).exists():
-        take(folder, rule, console)
-        return True
     if len(config.tasks) == 1 and config.tasks[0].split_by_class is None:
         raise ValueError("a sweep weighs what is learned against what is forgotten: the stream needs two tasks or more")
     found, left_out = curves(asked or [config.method["name"]], config, knob, limits)
@@ -73,6 +70,9 @@ def sweep(
     if search is not None:
         _check_optuna()
     claim(made.output / CLAIM, "sweep", described(config, made))
+    if rule is not None and (folder / NUMBERS).exists():
+        take(folder, rule, console)
+        return True
     jobs = jobs or most_jobs(config.model.path)
     threads = os.environ.get("OMP_NUM_THREADS", "")
     each = int(threads) if threads.isdecimal() else max(1, cores() // jobs)

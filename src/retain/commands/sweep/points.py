@@ -64,6 +64,7 @@ def scale(method: type[Method], keyword: str, limits: Sequence[float] | None) ->
     low, high = limits
     if not 0 < low < high < math.inf:
         raise ValueError(f"--range {low:g} {high:g}: a range goes from a number above 0 to a larger one")
+    low, high = (float(f"{x:g}") for x in (low, high))  # as points are called
     hint = get_type_hints(method.__init__)[keyword]
     kinds = get_args(hint) or (hint,)
     return Scale(float(low), float(high)) if float in kinds else Scale(int(low), int(high), whole=True)

@@ -53,7 +53,10 @@ class Search:
         return max(0, self.trials - len(self._known()))
 
     def begin(self) -> list[Value]:
-        """Tell the study of the points that are there; returns the values that were proposed and are not finished."""
+        """Tell the study of the points that are there; returns the values that were proposed and are not finished.
+
+        Among these are values that were finished, and of which more seeds are wanted now.
+        """
         for value in self._open():
             self.close(value)
         known = self._known()
@@ -72,7 +75,7 @@ class Search:
         for share in FIRST:
             if self.scale.at(share) not in known:
                 self.study.enqueue_trial({SHARE: share}, skip_if_exists=True)
-        return list(dict.fromkeys(self._open()))
+        return sorted(value for value in self._known() if reached(self.made, self.curve, value) is None)
 
     def next(self) -> Value | None:
         """Another value, of which there are no runs yet; None if there are enough, or if it finds no more."""
