@@ -239,7 +239,7 @@ def test_a_part_without_importance_is_named():
         ({"graph": "cka"}, "unknown graph 'cka'; known: None, fisher, features"),
         ({"exponent": -0.5}, "exponent must be at least 0 and finite, got -0.5"),
         ({"at_once": 0}, "at_once must be a whole number of at least 1, got 0"),
-        ({"fisher": {"form": "kronecker"}}, "fisher.form: 'kronecker' has no number for each weight"),
+        ({"fisher": {"form": "kronecker"}}, "fisher.form: 'kronecker' has no number a weight"),
         ({"fisher": {"form": "diag"}}, "fisher.form: unknown form 'diag'; known: diagonal, .* did you mean 'diagonal'"),
         ({"fisher": {"storage": "uint8"}}, "fisher.storage: 'uint8' cannot be chosen"),
     ],

@@ -141,10 +141,8 @@ class DWD(Protection):
             raise ValueError(f"running must lie in [0, 1), or be None for a pass at the end alone; got {running}")
         form = fisher.get("form") if isinstance(fisher, Mapping) else None
         if form in FORMS and form != "diagonal":
-            reason = f"{form!r} has no number for each weight, which is what dwd groups; expected 'diagonal'"
-            raise Within("fisher.form", reason)
-        choice = choose(fisher, cls.FISHER)
-        check_temperature(keywords["strength"], choice)
+            raise Within("fisher.form", f"{form!r} has no number a weight, and dwd groups those; expected 'diagonal'")
+        check_temperature(keywords["strength"], choice := choose(fisher, cls.FISHER))
         for key, value in choice.options.items():
             raise Within(f"fisher.{key}", f"{value!r} cannot be chosen: dwd keeps numbers as they are measured")
 
