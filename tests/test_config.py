@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from retain import sections
-from retain.config import ConfigError, RunConfig, dump, load, parse
+from retain.config import ConfigError, RunConfig, dump, load, parse, tracker_arguments, training_arguments
 from retain.method import Method
 
 TASK = {"name": "faq", "path": "json", "data_files": "faq.jsonl"}
@@ -246,6 +246,14 @@ def test_every_method_is_known() -> None:
 
     for name in METHODS:
         assert parse(LEAST | {"method": {"name": name}}).method == {"name": name}
+
+
+@pytest.mark.versions
+def test_steps_to_warm_up_in_may_be_a_share_of_all(tmp_path: Path) -> None:
+    for given, steps in ((0.06, 60), (30, 30), (0, 0)):
+        config = parse(LEAST | {"training": {"warmup_steps": given, "use_cpu": True}})
+        for arguments in (training_arguments(config, 0, "faq", tmp_path), tracker_arguments(config)):
+            assert arguments.get_warmup_steps(1000) == steps
 
 
 def test_a_configuration_does_not_change() -> None:

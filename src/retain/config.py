@@ -220,7 +220,6 @@ def training_arguments(config: RunConfig, number: int, task: str, folder: Path) 
         ValueError: an argument that does not hold.
     """
     import torch
-    from transformers import TrainingArguments
 
     defaults = QUIET | {"dataloader_pin_memory": torch.cuda.is_available()}
     fixed = {
@@ -230,7 +229,7 @@ def training_arguments(config: RunConfig, number: int, task: str, folder: Path) 
         "label_names": ["labels"],
         "report_to": "none",  # a Trainer would end them with its task: see tracker_arguments
     }
-    return TrainingArguments(**defaults | training_of(config, task) | fixed)
+    return _arguments(defaults | training_of(config, task) | fixed)
 
 
 def tracker_arguments(config: RunConfig) -> Any:
@@ -239,9 +238,16 @@ def tracker_arguments(config: RunConfig) -> Any:
     Raises:
         ValueError: an argument that does not hold.
     """
+    return _arguments(QUIET | config.training | {"output_dir": config.output})
+
+
+def _arguments(keywords: dict[str, Any]) -> Any:
+    """``TrainingArguments``, of which those before transformers 5 call ``warmup_steps`` that are a share otherwise."""
     from transformers import TrainingArguments
 
-    return TrainingArguments(**QUIET | config.training | {"output_dir": config.output})
+    if 0 < keywords.get("warmup_steps", 0) < 1 and get_type_hints(TrainingArguments)["warmup_steps"] is int:
+        keywords["warmup_ratio"] = keywords.pop("warmup_steps")
+    return TrainingArguments(**keywords)
 
 
 def make_method(config: RunConfig, model: Any) -> Any:

@@ -274,11 +274,11 @@ def checked_training(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_kinds() -> dict[str, Any]:
-    """The types of the keywords of ``TrainingArguments``, as its documentation has them."""
+    """The types of the keywords of ``TrainingArguments``, as the documentation of transformers 5 has them."""
     from transformers import TrainingArguments
 
     kinds = get_type_hints(TrainingArguments)
-    return kinds | {"fsdp": kinds["fsdp"] | bool}
+    return kinds | {"fsdp": kinds["fsdp"] | bool, "warmup_steps": float}
 
 
 def check_keywords(section: dict[str, Any], known: Iterable[str], kinds: Mapping[str, Any], owner: str) -> None:
