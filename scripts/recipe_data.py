@@ -1,12 +1,13 @@
 """Data sets that a recipe needs in another form than they come in, as JSON lines, parquet or CSV in runs/data.
 
     python scripts/recipe_data.py translation answers personas
+    python scripts/recipe_data.py llm --folder data/CL_Benchmark
     python scripts/recipe_data.py ucit --folder data/UCIT
     python scripts/recipe_data.py poses --folder data/Human36M
     python scripts/recipe_data.py rates --folder data/ecb
 
-Downloads from the hub what is not in its cache. Of benchmarks of pictures, which come as archives, --folder is where
-they have been unpacked.
+Downloads from the hub what is not in its cache. Of what comes from elsewhere --folder is where it has been
+unpacked.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ Row = Mapping[str, Any]
 Make = Callable[[datasets.Dataset, str], dict[str, datasets.Dataset]]
 FOLDER = Path("runs/data")
 CHARACTERS = 3
-WORDED = 20_000  # rows that are written of a data set of millions
 SUBJECTS = {"train": (1, 5, 6, 7, 8), "test": (9, 11)}  # protocol 2 of Human3.6M
 EVERY, SIDE = 64, 224  # of whose 50 pictures a second one in so many is taken, and made so many pixels wide
 
@@ -36,7 +36,7 @@ EVERY, SIDE = 64, 224  # of whose 50 pictures a second one in so many is taken, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=[*SOURCES, *BENCHMARKS, *FOLDERS])
-    parser.add_argument("--folder", type=Path, help="of a benchmark of pictures")
+    parser.add_argument("--folder", type=Path, help="where a benchmark has been unpacked")
     options = parser.parse_args()
     for name in options.names:
         if options.folder is None and name not in SOURCES:
@@ -74,23 +74,31 @@ def each(change: Callable[[Row], dict[str, Any]]) -> Make:
     return lambda rows, name: {name: rows.map(change, remove_columns=rows.column_names)}
 
 
-def worded(question: str, columns: tuple[str, ...], label: str) -> Make:
-    """One file, of some of the rows: a text of ``columns`` and the names of all classes -> the name of its own."""
+def classified(folder: Path, to: Path) -> None:
+    """A text -> the name of its class, in O-LoRA's prompt (arXiv 2310.14152): TASK.train.jsonl and TASK.test.jsonl.
 
-    def make(rows: datasets.Dataset, name: str) -> dict[str, datasets.Dataset]:
-        names = rows.features[label].names
+    Of its CL_Benchmark, of which each task has labels.json, all names, and train.json and test.json of
+    [{"label", "sentence"}, ...].
+    """
+    to.mkdir(parents=True, exist_ok=True)
 
-        def change(row: Row) -> dict[str, Any]:
-            text = "\n".join(row[column] for column in columns)
-            return {
-                "prompt": f"{question}\nOptions: {', '.join(names)}\n{text}\nAnswer:",
-                "completion": names[row[label]],
-            }
+    def read(file: str) -> Any:
+        if not (folder / file).exists():
+            raise SystemExit(f"{folder} has no {file}")
+        return json.loads((folder / file).read_text(encoding="utf-8"))
 
-        some = rows.shuffle(seed=0).select(range(min(len(rows), WORDED)))
-        return {name: some.map(change, remove_columns=rows.column_names)}
+    for task, (place, what) in CLASSIFIED.items():
+        kind, source = place.split("/")
+        question = f"Task:{kind}\nDataset:{source}\nWhat is the {what} of the following paragraph? "
+        question += f"Choose one from the option.\nOption: {', '.join(read(f'{place}/labels.json'))} \n"
+        for part in ("train", "test"):
+            rows = [(f"{question}{row['sentence']}\nAnswer:", row["label"]) for row in read(f"{place}/{part}.json")]
+            write([{"prompt": prompt, "completion": name} for prompt, name in rows], to / f"{task}.{part}.jsonl")
 
-    return make
+
+def write(rows: list[dict[str, Any]], there: Path) -> None:
+    there.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print(f"{len(rows)} rows -> {there}")
 
 
 def pictured(task: str, folder: Path, to: Path) -> None:
@@ -105,9 +113,7 @@ def pictured(task: str, folder: Path, to: Path) -> None:
         pictures = next((place for place in places if (place / rows[0]["image"]).exists()), None)
         if pictures is None:
             raise SystemExit(f"{folder} has no picture {rows[0]['image']}")
-        there = to / f"{task.lower()}.{part}.jsonl"
-        there.write_text("".join(json.dumps(question(row, pictures)) + "\n" for row in rows))
-        print(f"{len(rows)} rows -> {there}")
+        write([question(row, pictures) for row in rows], to / f"{task.lower()}.{part}.jsonl")
 
 
 def question(row: Row, pictures: Path) -> dict[str, Any]:
@@ -202,6 +208,12 @@ def personas(rows: datasets.Dataset, name: str) -> dict[str, datasets.Dataset]:
     }
 
 
+CLASSIFIED = {  # where it is, and what is asked
+    "dbpedia": ("TC/dbpedia", "topic"),
+    "amazon": ("SC/amazon", "sentiment"),
+    "yahoo": ("TC/yahoo", "topic"),
+    "ag": ("TC/agnews", "topic"),
+}
 BENCHMARKS = {
     "ucit": ("ImageNet-R", "ArxivQA", "VizWiz", "IconQA", "CLEVR", "Flickr30k"),
     "mllm-dcl": ("RS", "Med", "AD", "Sci", "Fin"),
@@ -213,21 +225,11 @@ PERIODS = {  # from, and up to but for
     "crisis-again": ("2020", "2025"),
 }
 CURRENCIES = ("USD", "JPY", "GBP", "CHF", "SEK", "NOK", "CAD", "AUD")  # of all these days
-FOLDERS = {"poses": posed, "rates": rates}  # what is read from a --folder as a whole
+FOLDERS = {"llm": classified, "poses": posed, "rates": rates}  # what is read from a --folder as a whole
 PLAYS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SOURCES: dict[str, tuple[dict[str, Any], Make]] = {  # keywords of load_dataset, and what becomes of its rows
     "translation": ({"path": "Helsinki-NLP/opus_books", "name": "en-fr"}, each(translation)),
     "answers": ({"path": "rajpurkar/squad"}, each(answer)),
-    "dbpedia": ({"path": "fancyzhx/dbpedia_14"}, worded("What is this text about?", ("title", "content"), "label")),
-    "amazon": (
-        {"path": "fancyzhx/amazon_polarity"},
-        worded("What does this review think of the product?", ("title", "content"), "label"),
-    ),
-    "yahoo": (
-        {"path": "community-datasets/yahoo_answers_topics"},
-        worded("What is this question about?", ("question_title", "question_content"), "topic"),
-    ),
-    "ag": ({"path": "fancyzhx/ag_news"}, worded("What is this news about?", ("text",), "label")),
     "personas": ({"path": "text", "data_files": PLAYS, "sample_by": "paragraph"}, personas),
 }
 

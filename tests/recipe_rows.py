@@ -63,9 +63,11 @@ def table(at: Path, rows: list[dict[str, Any]], features: datasets.Features | No
     return {"path": "parquet", "data_files": str(at / "rows.parquet")}
 
 
-def sentences(at: Path, *columns: str, label: str = "label", **more: str) -> dict[str, Any]:
-    rows = [{c: WORDS[i % 4] for c in columns} | {label: i % 2, "idx": i} | more for i in range(24)]
-    classes = datasets.ClassLabel(names=["no", "yes"])
+def sentences(
+    at: Path, *columns: str, label: str = "label", names: tuple[str, ...] = ("no", "yes"), **more: str
+) -> dict[str, Any]:
+    rows = [{c: WORDS[i % 4] for c in columns} | {label: i % len(names), "idx": i} | more for i in range(24)]
+    classes = datasets.ClassLabel(names=list(names))
     texts = {c: datasets.Value("string") for c in (*columns, *more)}
     return table(at, rows, datasets.Features({**texts, label: classes, "idx": datasets.Value("int64")}))
 
@@ -96,10 +98,11 @@ def alpaca(at: Path, **more: str) -> dict[str, Any]:
     return table(at, [{"instruction": WORDS[i % 4], "output": WORDS[3 - i % 4]} | more for i in range(12)])
 
 
-def questions(task: str, folder: str, train: str, test: str) -> Callable[[Path], dict[str, Any]]:
-    """What the script makes of a task of a benchmark of pictures, unpacked as its source says."""
+def questions(benchmark: str, folder: str, train: str, test: str) -> Callable[[Path], dict[str, Any]]:
+    """What the script makes of the task ``at.name`` of a benchmark of pictures, unpacked as its source says."""
 
     def make(at: Path) -> dict[str, Any]:
+        task = next(task for task in recipe_data.BENCHMARKS[benchmark] if task.lower() == at.name)
         texts, place = at / folder / task, at / ("datasets" if folder else task) / "images"
         for there in (texts, place):
             there.mkdir(parents=True, exist_ok=True)
@@ -115,6 +118,19 @@ def questions(task: str, folder: str, train: str, test: str) -> Callable[[Path],
         return {"data_files": {part: str(at / "made" / f"{task.lower()}.{part}.jsonl") for part in ("train", "test")}}
 
     return make
+
+
+def classified(at: Path) -> dict[str, Any]:
+    """What the script makes of the task ``at.name`` of O-LoRA's benchmark, which has a folder for each."""
+    for place, _ in recipe_data.CLASSIFIED.values():
+        folder = at / place
+        folder.mkdir(parents=True)
+        (folder / "labels.json").write_text('["glad", "sad"]')
+        for part, each in (("train", 8), ("test", 4)):
+            rows = [{"label": ("glad", "sad")[i % 2], "sentence": f"Title: {WORDS[i % 4]}\n"} for i in range(each)]
+            (folder / f"{part}.json").write_text(json.dumps(rows))
+    recipe_data.classified(at, at / "made")
+    return {"data_files": {part: str(at / "made" / f"{at.name}.{part}.jsonl") for part in ("train", "test")}}
 
 
 def poses(at: Path) -> dict[str, Any]:
@@ -184,11 +200,8 @@ DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "qnli": lambda at: sentences(at, "question", "sentence"),
     "sst2": lambda at: sentences(at, "sentence"),
     "qqp": lambda at: sentences(at, "question1", "question2"),
-    "mnli": lambda at: sentences(at, "premise", "hypothesis"),
-    "dbpedia": lambda at: sentences(at, "title", "content"),
-    "amazon": lambda at: sentences(at, "title", "content"),
-    "yahoo": lambda at: sentences(at, "question_title", "question_content", label="topic", best_answer="gamma"),
-    "ag": lambda at: sentences(at, "text"),
+    "mnli": lambda at: sentences(at, "premise", "hypothesis", names=("entailment", "neutral", "contradiction")),
+    **dict.fromkeys(recipe_data.CLASSIFIED, classified),
     "summaries": lambda at: table(at, [{"prompt": WORDS[i % 4], "completion": WORDS[3 - i % 4]} for i in range(12)]),
     "translation": lambda at: prepared(
         at, "translation", [{"id": str(i), "translation": {"en": WORDS[i % 4], "fr": "glad"}} for i in range(12)]
@@ -215,16 +228,11 @@ DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def written(at: Path) -> dict[str, Any]:
-    """What a model that writes is asked of rows that others classify."""
-    return prepared(at, at.name, datasets.Dataset.from_parquet(DATA[at.name](at / "source")["data_files"]))
-
-
 OF_PICTURES = {
-    task.lower(): questions(task, *form)
-    for benchmark, form in (
-        ("ucit", ("instructions", "train_4w.json", "test_3000.json")),
-        ("mllm-dcl", ("", "train.json", "test.json")),
+    task.lower(): make
+    for benchmark, make in (
+        ("ucit", questions("ucit", "instructions", "train_4w.json", "test_3000.json")),
+        ("mllm-dcl", questions("mllm-dcl", "", "train.json", "test.json")),
     )
     for task in recipe_data.BENCHMARKS[benchmark]
 }

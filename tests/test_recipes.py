@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,19 +12,24 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 import transformers
 
 from painting import StableDiffusion
-from recipe_rows import DATA, FOLDER, OF_PICTURES, poses, rates, recipe_data, written
+from recipe_rows import DATA, FOLDER, OF_PICTURES, classified, poses, rates, recipe_data
 from retain import cli
 from retain.commands.outlines import outline
-from retain.config import RunConfig, load
+from retain.config import ConfigError, RunConfig, load, make_method, training_arguments, training_of
+from retain.hf import fit
+from retain.methods import METHODS
 from retain.run import run
 from retain.sections import ModelConfig
+from retain.workshop import Workshop, choose_trainable, prepare
 from runs import quiet
 
 RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml"))
-ORDERS = [name for name in RECIPES if name.startswith("llm-order")]
+ORDERS = {of: [name for name in RECIPES if name.startswith(f"{of}-order")] for of in ("llm", "llm-t5")}
+AS_ANOTHER = {"imagenet-a.yaml", *(name for names in ORDERS.values() for name in names[1:])}
 MODELS: dict[str, Any] = {
     "google/vit-base-patch16-224-in21k": transformers.ViTConfig(),
     "facebook/dinov2-small": transformers.Dinov2Config(hidden_size=384, num_attention_heads=6),
@@ -43,6 +50,13 @@ MODELS: dict[str, Any] = {
         vision_config=transformers.CLIPVisionConfig(num_hidden_layers=2, num_attention_heads=16, hidden_size=1024),
     ),
 }
+EACH_KIND = ["glue.yaml", "cifar100.yaml", "poses.yaml", "personas.yaml", "llm-t5-order-1.yaml", "ucit.yaml"]
+EACH_KIND += ["regimes.yaml", "styles.yaml"]
+REFUSED = {
+    ("glue.yaml", "joint"): "classes and numbers have no loss in common",
+    ("styles.yaml", "replay"): "no state holds what noise is",
+}
+FEWER = {"dwd": ", probes: 4, rows: 4"}  # of what takes longest
 MOST = 3  # tasks of a stream that have rows of one form
 # Two maps of 16 layers, seven of 32, two of the attention of 24 and 24, which have it twice, four of two attentions of
 # ten blocks; else two of 12.
@@ -54,13 +68,15 @@ def tiny(config: RunConfig, model: str, tmp_path: Path) -> RunConfig:
     """``config`` on a tiny model, and rows of the same form in files; one step a task."""
     kept = ("path", "data_files", "data_dir")
     data = DATA | (OF_PICTURES if config.model.kind == "image-text-to-text" else {})
-    data |= dict.fromkeys(("dbpedia", "amazon", "yahoo", "ag"), written) if config.model.kind == "seq2seq-lm" else {}
 
     def local(entry: Any) -> Any:
-        off = dict.fromkeys((*kept, "config", "train", "test", "validation")) | {"path": entry.path}
-        more = {"training": {}, "max_train": None, "max_test": None, "max_length": None}
+        off = dict.fromkeys((*kept, "config")) | {"path": entry.path}
+        more = {"training": {}, "max_train": max(16, entry.split_by_class or 0), "max_test": 4, "max_length": None}
         more |= {"max_new_tokens": 4} if getattr(entry, "metrics", None) else {}
-        return entry.model_copy(update=off | more | data[entry.name](tmp_path / entry.name))
+        made = data[entry.name](tmp_path / entry.name)
+        if entry.test:  # a split of its source's name
+            made["data_files"] = dict.fromkeys((entry.train or "train", entry.test), made["data_files"])
+        return entry.model_copy(update=off | more | made)
 
     alike = [[entry.name for entry in config.tasks if data[entry.name] is make] for make in data.values()]
     few = [entry for entry in config.tasks if any(entry.name in names[:MOST] for names in alike)]
@@ -106,8 +122,18 @@ def adapted(model: str, lora: str) -> int:
     return sum(found.shapes.values())
 
 
-def test_the_orders_of_a_stream_differ_in_order_alone() -> None:
-    first, *others = (load(FOLDER / name) for name in ORDERS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_training_of_every_task_can_begin(name: str, tmp_path: Path) -> None:
+    config = load(FOLDER / name, ["training.use_cpu=true"])  # else Trainer refuses bf16 where there is no GPU
+    for number, task in enumerate(config.tasks):
+        arguments = training_arguments(config, number, task.name, tmp_path)
+        told = training_of(config, task.name)
+        assert {key: getattr(arguments, key) for key in told} == told
+
+
+@pytest.mark.parametrize("names", ORDERS.values(), ids=ORDERS)
+def test_the_orders_of_a_stream_differ_in_order_alone(names: list[str]) -> None:
+    first, *others = (load(FOLDER / name) for name in names)
     same = {"tasks": first.tasks, "output": first.output}
     assert [one.model_copy(update=same) for one in others] == [first] * 2
     tasks = [[task.name for task in one.tasks] for one in (first, *others)]
@@ -125,8 +151,20 @@ def test_answers_follow_what_was_said_before() -> None:
     ]
 
 
+def test_a_class_is_asked_for_in_the_prompt_of_the_benchmark(tmp_path: Path) -> None:
+    files = classified(tmp_path / "ag")["data_files"]
+    rows = [json.loads(line) for line in Path(files["test"]).read_text().splitlines()]
+    assert len(rows) == 4 and rows[1]["completion"] == "sad"
+    assert rows[1]["prompt"] == (
+        "Task:TC\nDataset:agnews\nWhat is the topic of the following paragraph? Choose one from the option.\n"
+        "Option: glad, sad \nTitle: gamma delta\n\nAnswer:"
+    )
+    with pytest.raises(SystemExit, match="has no TC/dbpedia/labels.json"):
+        recipe_data.classified(tmp_path, tmp_path / "made")
+
+
 def test_questions_about_pictures_are_made_of_what_the_benchmark_has(tmp_path: Path) -> None:
-    files = OF_PICTURES["clevr"](tmp_path)["data_files"]
+    files = OF_PICTURES["clevr"](tmp_path / "clevr")["data_files"]
     train, test = (json.loads(Path(files[part]).read_text().splitlines()[0]) for part in ("train", "test"))
     assert [m["content"] for m in train["messages"]] == ["alpha beta", "win"]
     assert [m["content"] for m in test["messages"]] == ["alpha", "win"] and Path(test["image"]).exists()
@@ -162,18 +200,51 @@ def test_rates_are_in_order_of_time_and_of_one_period(tmp_path: Path) -> None:
         recipe_data.rates(tmp_path, tmp_path / "made")
 
 
+@pytest.fixture
+def folders(bert: str, vit: str, llama: str, t5: str, llava: str, patchtst: str, painter: str) -> dict[str, str]:
+    """A tiny model of every kind."""
+    kinds = {"text": bert, "image": vit, "causal-lm": llama, "seq2seq-lm": t5, "image-text-to-text": llava}
+    return kinds | {"time-series": patchtst, "text-to-image": painter}
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast_runs", "in_process")
-@pytest.mark.parametrize(
-    "name", sorted({*RECIPES} - {*ORDERS[1:], "imagenet-a.yaml", "ucit.yaml"})
-)  # as one that is there
-def test_a_recipe_runs_on_rows_of_its_sources_form(
-    name: str, bert: str, vit: str, llama: str, t5: str, llava: str, patchtst: str, painter: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", sorted({*RECIPES} - AS_ANOTHER))
+def test_a_recipe_runs_on_rows_of_its_sources_form(name: str, folders: dict[str, str], tmp_path: Path) -> None:
     config = load(FOLDER / name)
-    kinds = {"text": bert, "image": vit, "causal-lm": llama, "seq2seq-lm": t5, "image-text-to-text": llava}
-    kinds |= {"time-series": patchtst, "text-to-image": painter}
-    folder = llama if name in ORDERS else kinds[config.model.kind]
-    results = run(tiny(config, folder, tmp_path), quiet())
+    results = run(tiny(config, folders[config.model.kind], tmp_path), quiet())
     assert len(results["tasks"]) >= 2 and (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
     assert ("guard" in results) is (config.guard is not None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EACH_KIND)
+def test_every_method_takes_a_step_on_a_recipe_of_every_kind(
+    name: str, folders: dict[str, str], tmp_path: Path
+) -> None:
+    own = {called: [f"method={{name: {called}{FEWER.get(called, '')}}}"] for called in METHODS}
+    for called in (called for recipe, called in REFUSED if recipe == name):
+        with pytest.raises(ConfigError, match=REFUSED[name, called]):
+            load(FOLDER / name, own.pop(called))
+    recipe = load(FOLDER / name, own["sequential"])
+    small = tiny(recipe, folders[recipe.model.kind], tmp_path)
+    shop = prepare(small.model_copy(update={"tasks": small.tasks[:2], "lora": small.lora | {"r": 2}}))
+    for called, override in own.items():
+        config = shop.config.model_copy(update={"method": load(FOLDER / name, override).method})
+        model = copy.deepcopy(shop.model)
+        takes_a_step(replace(shop, config=config, model=model, method=make_method(config, model)), called)
+
+
+def takes_a_step(shop: Workshop, called: str) -> None:
+    """In each of two tasks, between which is a boundary."""
+    for number, stage in enumerate(shop.stages()[1:]):
+        choose_trainable(shop, stage.number)
+        shop.method.begin_task(stage.task)
+        named = dict(shop.model.named_parameters())
+        before = {name: p.detach().clone() for name, p in named.items() if p.requires_grad}
+        assert fit(shop.model, stage.task, shop.method, stage.arguments) == 1, called
+        after = {name: p.detach() for name, p in shop.model.named_parameters() if name in before}
+        assert all(p.isfinite().all() for p in after.values()), called
+        assert any(not torch.equal(p, before[name]) for name, p in after.items()), called
+        if not number:
+            shop.method.end_task(stage.task)
