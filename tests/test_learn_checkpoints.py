@@ -13,8 +13,8 @@ from torch import Tensor
 
 from models import tiny_llama
 from retain import METHODS, learn
-from retain.checkpoints import last_checkpoint, seal
-from retain.store import StoreError
+from retain.checkpoints import BOUNDARY, TASK, last_checkpoint, restore_boundary, seal
+from retain.store import StoreError, read_tensors, write_tensors
 from test_learn import sft, tokens
 
 pytestmark = pytest.mark.versions
@@ -112,3 +112,20 @@ def test_nothing_is_unpickled_of_a_checkpoint_that_is_not_as_it_was_written(
     with pytest.raises(StoreError, match=message):
         two_steps(copy, resume_from_checkpoint=str(copy / "checkpoint-1"))
     assert not loaded
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_checkpoint_of_another_task_is_not_continued(named: bool, checkpoints: Path, tmp_path: Path) -> None:
+    """Task b would be over at once, and count as learned. Earlier versions named no task beside a checkpoint."""
+    copy, method = Path(shutil.copytree(checkpoints, tmp_path / "copy")), METHODS["sequential"](tiny_llama())
+    if not named:
+        for folder in copy.glob("checkpoint-*"):
+            kept = {k: v for k, v in read_tensors(folder / BOUNDARY).items() if not k.startswith(TASK)}
+            write_tensors(folder / BOUNDARY, kept)
+            seal(folder)
+        restore_boundary(method, copy / "checkpoint-2", "a")
+    method.learned = {"a": torch.tensor(0)}
+    came = r"checkpoint-2 was (of task a, begun|written) after nothing, and expected is one of task b, after a: use one"
+    with pytest.raises(ValueError, match=came):
+        learn(sft(method.model, tokens(1), copy, max_steps=2), method, "b", resume_from_checkpoint=True)
+    assert method.learned.keys() == {"a"}

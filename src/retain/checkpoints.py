@@ -25,28 +25,31 @@ from retain.store import DONE, StoreError, close, is_closed, read_json, read_ten
 # What parametrised factors are made of, what the method has measured on the way, and where the task began.
 ORIGINALS, PROGRESS, BOUNDARY = "originals.safetensors", "progress.safetensors", "boundary.safetensors"
 RUNNING = "running{}.safetensors"  # the loss that a process has added up since Trainer last logged; steps left out
-MODEL, STATE = "model/", "state/"
+MODEL, STATE, TASK = "model/", "state/", "task/"
 PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
-def boundary(method: Method) -> dict[str, Tensor]:
-    """Where the next task begins, flat: what trains, and the state of ``method``. Take it before ``begin_task``."""
+def boundary(method: Method, task: str | None = None) -> dict[str, Tensor]:
+    """Where ``task`` begins, flat: what trains, and the state of ``method``. Take it before ``begin_task``."""
     model = {MODEL + name: p.detach().clone() for name, p in _owned(method.model).items()}
-    return model | {STATE + key: tensor.clone() for key, tensor in method.state_dict().items()}
+    state = {STATE + key: tensor.clone() for key, tensor in method.state_dict().items()}
+    return model | state | ({} if task is None else {TASK + task: torch.tensor(method.number)})
 
 
 @torch.no_grad()
-def restore_boundary(method: Method, checkpoint: str | Path) -> None:
+def restore_boundary(method: Method, checkpoint: str | Path, task: str | None = None) -> None:
     """Put model and method back to where the task began in whose middle ``checkpoint`` was written.
 
     Call it before ``begin_task``, on a model and a method made as they were made then.
 
     Raises:
         StoreError: the file is missing or damaged.
-        ValueError: it is of another model or method.
+        ValueError: it is of another model or method, or of another task than ``task``.
     """
     path, parameters = Path(checkpoint) / BOUNDARY, _owned(method.model)
     kept = read_tensors(path)
+    if task is not None:
+        _check_task(Path(checkpoint), method, kept, task)
     method.load_state_dict({k.removeprefix(STATE): v for k, v in kept.items() if k.startswith(STATE)})
     model = {k.removeprefix(MODEL): v for k, v in kept.items() if k.startswith(MODEL)}
     shapes = {name: p.shape for name, p in parameters.items()}
@@ -70,9 +73,7 @@ def restore_beside(checkpoint: Path, method: Method) -> None:
         ValueError: it was written after other tasks than ``method`` has learned.
     """
     if (path := checkpoint / BOUNDARY).exists():
-        before = {
-            key.removeprefix(f"{STATE}learned/") for key in read_tensors(path) if key.startswith(f"{STATE}learned/")
-        }
+        before = _named(read_tensors(path), f"{STATE}learned/")
         if before != method.learned.keys():
             raise ValueError(
                 f"{checkpoint} was written after {_listed(before)}, and this method has learned "
@@ -223,6 +224,24 @@ def _goes_on(checkpoint: Path) -> bool:
 def _owned(model: Any) -> dict[str, nn.Parameter]:
     """What a checkpoint of ``model`` holds: its adapter, or everything where there is none."""
     return adapter_parameters(model) if is_adapted(model) else dict(model.named_parameters())
+
+
+def _check_task(checkpoint: Path, method: Method, kept: Mapping[str, Tensor], task: str) -> None:
+    """Refuse a boundary that is ``kept`` of another task than ``task``, which would be over after no step of its own.
+
+    Boundaries of earlier versions name no task: of these, what came before must be all that ``method`` has learned.
+    """
+    named, before = _named(kept, TASK), _named(kept, f"{STATE}learned/")
+    told = f"of task {_listed(named)}, begun" if named else "written"
+    if named != {task} if named else method.learned.keys() - before:
+        raise ValueError(
+            f"{checkpoint} was {told} after {_listed(before)}, and expected is one of task {task}, after "
+            f"{_listed(method.learned)}: use one output_dir per task, or leave resume_from_checkpoint out"
+        )
+
+
+def _named(kept: Mapping[str, Tensor], prefix: str) -> set[str]:
+    return {key.removeprefix(prefix) for key in kept if key.startswith(prefix)}
 
 
 def _listed(names: Any) -> str:

@@ -36,23 +36,25 @@ def learn(trainer: Any, method: Method, task: str | Task, *, resume_from_checkpo
         task: its name; or a ``Task``, where the trainer's loss does not say what the likelihood is.
         resume_from_checkpoint: a checkpoint, or True for the latest whole one in the trainer's ``output_dir``, if there
             is one. It holds all that is needed, also in a new process: make model and method as they were made first.
+            It must be one of this task: give every task an ``output_dir`` of its own.
 
     Returns:
         What ``trainer.train`` returns.
 
     Raises:
-        ValueError: a trainer, an optimizer or a method that do not go together, by name, with what to do instead.
+        ValueError: a trainer, an optimizer or a method that do not go together, by name, with what to do instead; or
+            a checkpoint of another task.
     """
     _check(trainer, method)
     keep_whole(trainer.accelerator, method.model)
     widen(method)
-    checkpoint = resume_from_checkpoint or None
+    checkpoint, name = resume_from_checkpoint or None, task if isinstance(task, str) else task.name
     if checkpoint is True:
         checkpoint = last_checkpoint(trainer.args.output_dir)
     if checkpoint is not None:
         check(checkpoint)
-        restore_boundary(method, checkpoint)
-    began = boundary(method)
+        restore_boundary(method, checkpoint, name)
+    began = boundary(method, name)
     with _undisturbed():
         rows = task_of(trainer, task)
         method.begin_task(rows)
