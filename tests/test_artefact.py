@@ -51,6 +51,7 @@ def state(bert: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(config.output, "tasks", "01-sport", "state")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(METHODS, "ewc-lora"))
 def test_another_run_goes_on_from_a_state_to_the_bit_without_the_rows(name: str, bert: str, tmp_path: Path) -> None:
     config = stopped(bert, tmp_path, METHODS[name])

@@ -72,6 +72,7 @@ def test_a_guard_trains_nothing_and_holds_the_first_task(make: Make) -> None:
     assert {name: int(n) for name, n in method.learned.items()} == {"general": -1, "first": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", each(STRONG, "ewc", "ewc-lora", "ewc-lora, merged"))
 def test_without_strength_a_guard_changes_nothing_to_the_bit(make: Make) -> None:
     free = partial(make, strength=0.0)

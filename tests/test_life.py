@@ -190,6 +190,7 @@ class Life(RuleBasedStateMachine):
         assert not [path for path in self.run.rglob("*") if path.name.endswith((PARTIAL, REPLACED))]
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_each_call_of_the_system_goes_on() -> None:
     """One kill after another, each a call later than the one before, until nothing is left to kill."""
     for after in itertools.count():

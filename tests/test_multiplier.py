@@ -59,6 +59,7 @@ def trained(
 FREE = 0.5 * float((toy()[1] * toy()[2] ** 2).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "start", "schedule"),
     [(0.02, 1.0, "linear"), (0.3, 1.0, "cosine"), (0.02, 100.0, "constant"), (0.3, 0.01, "linear")],

@@ -91,6 +91,7 @@ def shared(tmp_path_factory):
     return [torch.load(folder / str(rank)) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_two_processes_share_the_rows(shared, case):
     alone, results = case(), [results[CASES.index(case)] for results in shared]

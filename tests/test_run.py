@@ -118,6 +118,7 @@ def test_results_say_everything(bert: str, tmp_path: Path) -> None:
     assert {"config.yaml", "results.json", "base/done", "tasks/01-sport/state/method.safetensors"} <= left
 
 
+@pytest.mark.slow
 def test_a_domain_stream_has_one_linear_head_that_every_task_trains(bert: str, tmp_path: Path) -> None:
     files = [jsonl(tmp_path / f"{i}.jsonl", rows(["sad", "glad"])) for i in range(2)]
     tasks = [{"name": f"d{i}", "path": "json", "data_files": file} for i, file in enumerate(files)]
@@ -141,6 +142,7 @@ def state_of(output: str, stage: str) -> dict[str, torch.Tensor]:
     return load_file(Path(output, "tasks", stage, "state", "method.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_stream_of_images_split_by_class(vit: str, tmp_path: Path) -> None:
     for number, colour in enumerate([(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]):
         folder = tmp_path / "pictures" / f"c{number}"
@@ -169,6 +171,7 @@ def test_a_joint_run_trains_once_on_all_rows(bert: str, tmp_path: Path, monkeypa
     assert (heads["weight"] != fresh.state_dict()["weight"]).any(1).all()
 
 
+@pytest.mark.slow
 def test_per_task_adapters_are_put_in_place_for_scoring(bert: str, tmp_path: Path) -> None:
     config = settings(bert, tmp_path, "mood sport", method={"name": "per-task"}, training=LEARNING)
     results = run(config, quiet())
@@ -194,6 +197,7 @@ def test_training_arguments_of_a_task_reach_its_trainer(
     assert first.output_dir != second.output_dir
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(bert: str, tmp_path: Path) -> None:
     one, two, other = (
         settings(bert, tmp_path, "mood", output=str(tmp_path / name), seed=seed)
@@ -242,6 +246,7 @@ def test_a_mistake_in_the_data_does_not_take_the_folder(bert: str, tmp_path: Pat
     run(running.configuration.parse(content | {"training": {"max_steps": 1}}), quiet())
 
 
+@pytest.mark.slow
 def test_a_language_model_without_a_padding_token_can_be_a_classifier(tmp_path: Path, in_process: list) -> None:
     tokenizer = word_tokenizer()
     LlamaModel(bare_llama(vocab_size=len(tokenizer), pad_token_id=None).config).save_pretrained(tmp_path / "base")

@@ -95,6 +95,7 @@ def test_other_models_are_asked_nothing() -> None:
         parse({"model": {"path": "m"}, "tasks": [{"name": "a", "path": "p", "metrics": ["rouge_l"]}]})
 
 
+@pytest.mark.slow
 def test_a_run_asks_after_every_task(llama: str, tmp_path: Path) -> None:
     console = Console(file=(told := io.StringIO()), width=100)
     content = document(llama, tmp_path, method={"name": "sequential"})

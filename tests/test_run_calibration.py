@@ -81,6 +81,7 @@ def test_at_every_boundary_what_was_foreseen_stands_beside_what_was_measured(
     assert {"after": 2, **scores["calibration"]} == results["calibration"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("evaluation", "same"), [({"gauge": "validation"}, True), ({}, False)])
 def test_test_rows_have_no_part_where_other_rows_calibrate_the_gauge(
     evaluation: dict[str, Any], same: bool, bert: str, tmp_path: Path
@@ -107,6 +108,7 @@ def test_what_foresees_nothing_has_no_calibration(bert: str, tmp_path: Path) -> 
     assert results["calibration"] == [] and results["warnings"] == {}
 
 
+@pytest.mark.slow
 def test_a_run_shows_what_was_foreseen_and_keeps_rows_of_the_last_stage_only(bert: str, tmp_path: Path) -> None:
     console, config = quiet(), settings(bert, tmp_path, "mood sport", method=METHODS["ewc-lora"], training=LEARNING)
     run(config, console)
@@ -115,6 +117,7 @@ def test_a_run_shows_what_was_foreseen_and_keeps_rows_of_the_last_stage_only(ber
     assert [p.parent.parent.name for p in Path(config.output).rglob("state/method.safetensors")] == ["01-sport"]
 
 
+@pytest.mark.slow
 def test_boundaries_are_recorded(bert: str, tmp_path: Path) -> None:
     results = run(settings(bert, tmp_path, "mood sport", method=METHODS["sketches"], training=LEARNING), quiet())
     for boundary in results["boundary"].values():
@@ -145,18 +148,21 @@ def learned(strength: float, bert: str, folder: Path) -> tuple[list[str], str]:
     return results["warnings"].get("after 2", []), " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_protection_that_is_too_weak_is_told_to_be_inert(bert: str, tmp_path: Path) -> None:
     (warning,), shown = learned(1e-6, bert, tmp_path)
     assert "learning 'no' has cost the earlier tasks" in warning and "the protection is inert" in warning
     assert "method.strength is 1e-06: raise it (about " in warning and " ".join(warning.split()) in shown
 
 
+@pytest.mark.slow
 def test_a_protection_that_is_too_strong_is_told_to_dominate_or_to_freeze(bert: str, tmp_path: Path) -> None:
     found, shown = learned(1e12, bert, tmp_path)
     assert found and all("method.strength is 1e+12" in w and "lower it" in w for w in found)
     assert all(" ".join(warning.split()) in shown for warning in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0.0, 10.0])
 def test_a_strength_that_is_fair_or_zero_is_not_complained_of(value: float, bert: str, tmp_path: Path) -> None:
     assert learned(value, bert, tmp_path)[0] == []

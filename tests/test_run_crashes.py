@@ -63,6 +63,7 @@ def stopped(config: RunConfig, name: str, call: int, error: type[BaseException] 
             run(config, quiet())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", slow_but(VARIANTS, "ewc-lora", "share", "replay"))
 def test_a_run_killed_in_its_second_and_third_task_ends_as_if_it_had_not(
     method: str, bert: str, tmp_path: Path
@@ -82,6 +83,7 @@ def test_a_run_killed_in_its_second_and_third_task_ends_as_if_it_had_not(
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_run_stopped_again_and_again_while_it_scores_and_saves_ends_as_if_it_had_not(
     bert: str, tmp_path: Path
 ) -> None:

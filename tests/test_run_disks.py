@@ -45,6 +45,7 @@ def whole(bert: str, tmp_path: Path) -> RunConfig:
     return config
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_trainer_cannot_write_is_one_clear_error(
     whole: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(whole: RunConfig,
     assert ours.pop("config.yaml") != theirs.pop("config.yaml") and ours == theirs
 
 
+@pytest.mark.slow
 def test_the_adapter_is_a_stock_one_of_the_unet(whole: RunConfig, painter: str, tmp_path: Path) -> None:
     console = Console(file=(told := io.StringIO()), width=100)
     assert export(Path(whole.output), tmp_path / "export", console=console) < 1e-5
@@ -150,6 +151,7 @@ def test_the_adapter_is_a_stock_one_of_the_unet(whole: RunConfig, painter: str, 
     assert f'UNet2DConditionModel.from_pretrained("{painter}", subfolder=' in readme and "pipe.unet = model" in readme
 
 
+@pytest.mark.slow
 def test_it_is_planned_and_checked_as_any_run(whole: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "PATIENCE", 0)
     monkeypatch.setattr(costs, "SAMPLE", {"cpu": 48})
@@ -162,6 +164,7 @@ def test_it_is_planned_and_checked_as_any_run(whole: RunConfig, monkeypatch: pyt
         check(Path(whole.output), None, console)
 
 
+@pytest.mark.slow
 def test_halves_are_trained_in_as_wholes_are(painter: str, tmp_path: Path) -> None:
     model = {"path": painter, "kind": KIND, "dtype": "bfloat16"}
     more = {

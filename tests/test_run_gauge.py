@@ -173,6 +173,7 @@ def test_where_it_was_last_inside_outlives_a_stop_and_is_not_forgotten() -> None
         method.end_task(texts("c", seed=2))
 
 
+@pytest.mark.slow
 def test_a_share_of_the_score_is_a_budget_that_runs_calibrate(bert: str, tmp_path: Path) -> None:
     method = {"name": "ewc-lora", "strength": {"budget": "20%", "rollback": True}, "fisher": EXACT}
     config = settings(bert, tmp_path, method=method, training=LEARNING)

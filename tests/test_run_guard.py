@@ -57,6 +57,7 @@ def guarded_run(base: str, folder: Path, **sections: Any) -> dict[str, Any]:
     return found | {"guard": {"path": "json", "data_files": texts}}
 
 
+@pytest.mark.slow
 def test_the_first_task_is_already_held_by_the_guard(schooled: str, tmp_path: Path) -> None:
     console, rises = Console(file=(told := io.StringIO()), width=100), {}
     for name, method in {"held": STRONG, "free": {"name": "sequential"}}.items():
@@ -85,6 +86,7 @@ def test_the_first_task_is_already_held_by_the_guard(schooled: str, tmp_path: Pa
     assert page.count('<th scope="col">guard</th>') == 2 and "(guard, which sequential does not hold) went from" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [STRONG, {"name": "replay", "share": 0.5}], ids=["ewc-lora", "replay"])
 def test_a_run_killed_in_its_first_task_still_holds_the_guard(
     method: dict[str, Any], llama: str, tmp_path: Path
@@ -151,6 +153,7 @@ def test_its_files_lie_beside_the_yaml_and_its_rows_are_read_as_a_tasks(tmp_path
     assert guard is not None and guard.name == "general text" and (len(guard.train), len(guard.test)) == (5, 3)
 
 
+@pytest.mark.slow
 def test_a_plan_counts_it(llama: str, tmp_path: Path) -> None:
     content = guarded_run(llama, tmp_path, method={"name": "ewc-lora"})
     plan(parse(content), console := Console(file=(told := io.StringIO()), width=100))

@@ -85,6 +85,7 @@ def test_the_example_runs_on_any_causal_model(llama: str, tmp_path: Path) -> Non
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_without_weights(llama: str, tmp_path: Path) -> None:
     made = plan(parse(document(llama, tmp_path, method={"name": "ewc-lora"})), quiet())
     assert [(task.rows, task.classes) for task in made.tasks] == [(16, None)] * 3

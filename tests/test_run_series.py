@@ -57,6 +57,7 @@ def stream(base: str, folder: Path, *changes: dict[str, Any], **sections: Any) -
     return load_stream(parse(made), PatchTSTConfig.from_pretrained(base))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", slow_but(["ewc-lora", "share", "replay", "lwf"], "ewc-lora"))
 def test_a_market_whose_regime_changes(method: str, patchtst: str, tmp_path: Path) -> None:
     config = parse(regimes(patchtst, tmp_path, method={"name": method}, training=LEARNING))

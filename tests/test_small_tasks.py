@@ -23,6 +23,7 @@ def of_one_class() -> Task:
     return replace(task, train=[batch | {"labels": torch.ones_like(batch["labels"])} for batch in task.train])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: texts("one example", (1,)), of_one_class], ids=["one example", "one class"])
 @pytest.mark.parametrize("name", slow_but(METHODS, "ewc-lora", "eblora", "share"))
 def test_a_task_of_one_example_or_one_class_leaves_numbers(name: str, make: object) -> None:
@@ -42,6 +43,7 @@ def test_an_empty_task_is_refused_by_name() -> None:
         METHODS["ewc-lora"](tiny_bert()).end_task(Task("nothing", empty))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast_runs")
 def test_a_run_on_two_rows_a_task(bert: str, tmp_path: Path) -> None:
     tasks = []

@@ -113,6 +113,7 @@ def whole(make: Callable[[str], str]) -> dict[str, Any]:
     return left_by(config.output)
 
 
+@pytest.mark.slow
 def test_a_signal_in_a_step_ends_the_run_after_it(make: Callable, whole: dict[str, Any], tmp_path: Path) -> None:
     file, log = make("step"), tmp_path / "log"
     assert command(file, log, in_the_second_training, signal.SIGINT) == 130
@@ -128,6 +129,7 @@ def test_a_signal_in_a_step_ends_the_run_after_it(make: Callable, whole: dict[st
     assert ours == {key: value for key, value in whole.items() if key != "config.yaml"}
 
 
+@pytest.mark.slow
 def test_a_signal_while_importance_is_measured_does_not_cost_the_training(
     make: Callable, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +145,7 @@ def test_a_signal_while_importance_is_measured_does_not_cost_the_training(
     assert ours == {key: value for key, value in whole.items() if key != "config.yaml"}
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(make: Callable, tmp_path: Path) -> None:
     def prepare() -> None:
         stopping.ONE = 0.0

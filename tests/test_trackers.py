@@ -36,6 +36,7 @@ def _records(content: bytes) -> Iterator[bytes]:
         content = content[16 + length :]
 
 
+@pytest.mark.slow
 def test_a_stream_is_one_curve_with_the_scores_of_every_task(bert: str, tmp_path: Path) -> None:
     """On one axis of steps, also where the run is stopped and continued."""
     method = {"name": "ewc-lora", "fisher": {"samples": 4}}

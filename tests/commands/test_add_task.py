@@ -44,6 +44,7 @@ def of_the_last(found: dict[str, Any]) -> dict[str, Any]:
 CASES = {"ewc-lora": "class", "merge": "task", "replay": "class", "dwd": "task", "eblora": "class", "share": "task"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", slow_but(CASES, "ewc-lora"))
 def test_a_run_goes_on_with_a_task_as_if_it_had_been_there(method: str, bert: str, tmp_path: Path) -> None:
     """The last task's adapter, state, scores and losses, to the bit."""

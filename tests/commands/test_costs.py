@@ -92,6 +92,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Outline, Any, 
     return found, real, tokens if kind == "text" else pixels
 
 
+@pytest.mark.slow
 def test_the_model_is_the_one_that_a_run_loads(pair: Any) -> None:
     found, real, _ = pair
     here, there = sites(found.model), sites(real)
@@ -106,6 +107,7 @@ def test_the_model_is_the_one_that_a_run_loads(pair: Any) -> None:
     assert all(p.is_meta for p in found.model.parameters())
 
 
+@pytest.mark.slow
 def test_a_forward_is_the_real_one(pair: Any) -> None:
     found, real, example = pair
     real.eval()
@@ -121,6 +123,7 @@ def test_a_forward_is_the_real_one(pair: Any) -> None:
     assert found.places == met
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "options"), FORM_OPTIONS)
 def test_bytes_are_those_of_real_forms(form: str, options: dict[str, Any], tmp_path: Path) -> None:
     found = outlined(TINY["bert"], tmp_path)
@@ -212,6 +215,7 @@ def test_the_weights_type_is_the_configured_one_or_the_checkpoint_s(tmp_path: Pa
         assert found.example == "32 tokens" and found.longest == 32
 
 
+@pytest.mark.slow
 def test_a_machine_is_asked() -> None:
     here = machine([torch.float32, torch.float32, torch.bfloat16])
     assert here.rates.keys() == {torch.float32, torch.bfloat16}

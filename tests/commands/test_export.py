@@ -52,6 +52,7 @@ def test_the_command_prints_what_a_clean_process_sees(
     assert tensors(copy / "export") == tensors(copy / "adapter")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sequential", "ewc-lora"])
 def test_every_task_is_compared_in_one_process(method: str, bert: str, tmp_path: Path, in_process: list) -> None:
     options = {"fisher": {"samples": 8}, "mode": "merge"} if method == "ewc-lora" else {}
@@ -64,6 +65,7 @@ def test_every_task_is_compared_in_one_process(method: str, bert: str, tmp_path:
     assert [labels[task]["first_output"] for task in ("mood", "sport")] == [0, 2]
 
 
+@pytest.mark.slow
 def test_the_coefficients_of_a_task(copy: Path, in_process: list) -> None:
     export(copy, task="mood", console=quiet())
     mood, first = tensors(copy / "export"), tensors(copy / "tasks" / "00-mood" / "adapter")

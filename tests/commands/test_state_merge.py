@@ -75,6 +75,7 @@ def said(folders: list[Path], to: Path, weights: list[float] | None = None) -> s
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(METHODS, "diagonal", "low rank", "ewc"))
 def test_merged_sites_remember_what_one_site_with_all_rows_would(name: str, bert: str, tmp_path: Path) -> None:
     method, exact = METHODS[name]
@@ -116,6 +117,7 @@ def sites(bert: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [begin, *still, measured(bert, folder / "moved", begin, [south], method, training=MOVES)]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_merged_state(sites: list[Path], bert: str, tmp_path: Path) -> None:
     said(sites[1:3], tmp_path / "merged", [2.0, 1.0])
     one, other, both = (store.read_tensors(folder / artefact.METHOD) for folder in (*sites[1:3], tmp_path / "merged"))

@@ -80,6 +80,7 @@ def test_concentration():
     assert concentration(torch.zeros(7)) == concentration(torch.zeros(0)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plan", [[(100, 20)], [(100, 20), (100, 20), (200, 40)], [(50, 50), (50, 50)], [(400, 30)] * 2]
 )

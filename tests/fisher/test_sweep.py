@@ -51,6 +51,7 @@ def diagonal(measured, name=""):
 # --- Importance sampling ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", ["mixture", "data"])
 def test_a_sample_of_a_fitted_model_is_unbiased(fitted, labels):
     exact = diagonal(importance(fitted, samples=None, labels="exact" if labels == "mixture" else "data"))
@@ -140,6 +141,7 @@ def test_the_error_is_the_spread_over_seeds(fitted, directions, labels, samples)
         assert 0.6 < float(said / means.std()) < 1.6
 
 
+@pytest.mark.slow
 def test_without_directions_the_error_is_that_of_the_trace(fitted):
     found = [importance(fitted, samples=40, seed=s) for s in range(60)]
     traces = torch.tensor([m.forms[""].trace for m in found], dtype=torch.float64)
@@ -217,6 +219,7 @@ def test_progress_is_told_batch_by_batch():
     assert seen == [(4, 9), (8, 9), (9, 9)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_auto_does_not_overlook_the_one_row_in_a_hundred_that_holds_the_information(seed):
     generator = torch.Generator().manual_seed(seed)

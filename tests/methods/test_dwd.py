@@ -184,6 +184,7 @@ def test_no_importance_at_all_is_refused():
         method.end_task(A)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", ["fisher", "features"])
 @pytest.mark.parametrize("protect", ["factors", "update"])
 def test_the_graph_pulls_towards_the_tasks_that_a_new_one_is_like(graph, protect):

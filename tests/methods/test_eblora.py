@@ -197,6 +197,7 @@ def test_a_state_goes_through_and_continues_without_another_beginning() -> None:
     assert off_manifold(second) < 1e-5
 
 
+@pytest.mark.slow
 def test_each_choice_of_the_reference_does_what_it_says() -> None:
     def learned(*reference: Any) -> EBLoRA:
         method = EBLoRA(tiny_bert(), energy=0.6, reference=reference)

@@ -65,6 +65,7 @@ def test_on_the_first_task_it_is_sequential_whatever_the_strength(mode):
     assert distance(deltas(ours), deltas(plain)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_an_endless_strength_holds_the_weight_change(mode):
     def change(strength):

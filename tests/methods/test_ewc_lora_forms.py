@@ -73,6 +73,7 @@ def test_the_penalty_is_that_of_the_decayed_sum_of_what_was_measured(fisher, mod
     assert total(method) == pytest.approx(float(method.extra_loss().detach()) / 7.0, rel=1e-6)
 
 
+@pytest.mark.slow
 @every_form
 def test_its_state_goes_through_safetensors_to_the_bit_and_continues(fisher):
     method, other = (EWCLoRA(tiny_bert(), strength=10.0, fisher=fisher) for _ in range(2))

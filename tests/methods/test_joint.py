@@ -1,5 +1,6 @@
 """Joint training: one training on all rows, which no stream of single tasks can see."""
 
+import pytest
 import torch
 
 from models import fit, tiny_mlp, vectors
@@ -23,6 +24,7 @@ def test_trains_once_on_all_rows():
     assert list(method.learned) == ["joint"] and method.state_dict().keys() == {"learned/joint"}
 
 
+@pytest.mark.slow
 def test_is_better_on_all_tasks_than_the_stream():
     joint, stream = Joint(tiny_mlp()), Sequential(tiny_mlp())
     fit(joint, joined([A, B]), epochs=40)

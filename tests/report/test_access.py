@@ -41,6 +41,7 @@ class Elements(HTMLParser):
         self.found.append({"tag": tag} | {key: value or "" for key, value in attrs})
 
 
+@pytest.mark.slow
 def test_what_is_read_out_has_a_name_and_an_order(html: str) -> None:
     elements = Elements(html).found
     levels = [int(e["tag"][1]) for e in elements if re.fullmatch(r"h\d", e["tag"])]

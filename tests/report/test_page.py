@@ -76,6 +76,7 @@ def test_a_page_is_one_file_that_needs_no_network(finished: Path, tmp_path: Path
     assert "prefers-color-scheme: dark" in html and "@media print" in html and 'lang="en"' in html
 
 
+@pytest.mark.slow
 def test_the_curve_of_a_sweep_is_shown_beside_it_and_in_it(finished: Path, tmp_path: Path) -> None:
     def html(folder: Path) -> str:
         report([folder], tmp_path / "page.html", examples=0)
@@ -102,6 +103,7 @@ def test_the_curve_of_a_sweep_is_shown_beside_it_and_in_it(finished: Path, tmp_p
         assert f'<th scope="row">ewc-lora, strength 10</th>{cells}' in shown
 
 
+@pytest.mark.slow
 def test_forgotten_rows_are_shown_with_text_and_label(finished: Path, bert: str, tmp_path: Path) -> None:
     report([finished], tmp_path / "page.html", examples=1)
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -112,6 +114,7 @@ def test_forgotten_rows_are_shown_with_text_and_label(finished: Path, bert: str,
     assert "mood: 4 of 4 forgotten" in html
 
 
+@pytest.mark.slow
 def test_nobodys_data_are_read_if_none_are_to_be_shown(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +124,7 @@ def test_nobodys_data_are_read_if_none_are_to_be_shown(
     assert "mood: 4 of 4 forgotten" in html and '<td class="text">' not in html.split("What was forgotten")[1]
 
 
+@pytest.mark.slow
 def test_the_ledger_is_told_or_why_it_is_not_trusted(finished: Path) -> None:
     assert "tells no end of" in page([read_run(finished)], 0)  # the fixture has changed two of its stages
     whole = read_run(finished.parent / "whole")
@@ -133,6 +137,7 @@ def test_the_ledger_is_told_or_why_it_is_not_trusted(finished: Path) -> None:
     assert "nothing says which rows were read when" in page([whole], 0)
 
 
+@pytest.mark.slow
 def test_data_that_are_gone_are_said_to_be(finished: Path, tmp_path: Path) -> None:
     moved = (finished.parent / "mood.jsonl").rename(finished.parent / "away.jsonl")
     try:

@@ -44,6 +44,7 @@ def trunk(bert: str, tmp_path: Path) -> Path:
     return Path(config.output)
 
 
+@pytest.mark.slow
 def test_a_branch_ends_with_what_a_run_of_its_own_ends_with_and_its_record_says_where_it_began(
     trunk: Path, bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def content(bert: str, folder: Path, names: str = "mood sport", **sections: Any)
     return document(bert, folder, names, **fixed | sections)
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_fewer_steps_and_its_points_are_those_of_runs_apart(
     bert: str, tmp_path: Path, steps: list[int], in_process: Any
 ) -> None:
