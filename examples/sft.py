@@ -39,7 +39,7 @@ def main(
     )
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     rows = {name: load_dataset("json", data_files=str(DATA / f"{name}.jsonl"), split="train") for name in TASKS}
-    method, found = EWCLoRA(model, strength=1.0 if protect else 0.0), list[list[float]]()  # the first line
+    method, found = EWCLoRA(model, strength=None if protect else 0.0), list[list[float]]()  # the first line
     for name in TASKS:
         with tempfile.TemporaryDirectory() as folder:
             arguments = SFTConfig(

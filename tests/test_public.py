@@ -1,7 +1,9 @@
 """What `import retain` offers, and what it does not load before it is asked."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,12 @@ def test_every_public_name_has_a_home() -> None:
     assert sorted(retain.__all__) == sorted(name for names in retain._HOMES.values() for name in names.split())
     assert all(getattr(retain, name) is not None for name in retain.__all__)
     assert set(retain.__all__) <= set(dir(retain))
+
+
+def test_the_page_on_python_has_every_public_name() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    missing = [name for name in retain.__all__ if not re.search(rf"retain\.{name}\b", page)]
+    assert not missing
 
 
 def test_another_name_is_no_attribute() -> None:

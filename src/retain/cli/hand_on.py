@@ -24,9 +24,12 @@ def export(
     to: Annotated[
         Path | None, typer.Option(help="Where to write; RUN/export if not given.", show_default=False)
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Whose coefficients, for methods that keep some a task.")] = None,
+    task: Annotated[str | None, typer.Option(help="Export this task's adapter (methods per-task and share).")] = None,
 ) -> None:
-    """Write a run's adapter as a stock PEFT LoRA and print the largest logit difference that a clean process sees."""
+    """Write a run's adapter as a stock PEFT LoRA and print the largest logit difference that a clean process sees.
+
+    Example: [cyan]retain export runs/bot --to adapters/bot[/]
+    """
     from retain.commands.export import export as command
 
     command(folder, to, task, Console())
@@ -39,12 +42,15 @@ def add_adapter(
         list[Path], typer.Argument(help="Folders of stock PEFT LoRAs, of any rank.", show_default=False)
     ],
     name: Annotated[
-        str | None, typer.Option(help="Of the task; its folder's if not given.", show_default=False)
+        str | None,
+        typer.Option(help="Name of the task, if it is one; that of its folder if not given.", show_default=False),
     ] = None,
     components: Components = 64,
     max_residual: Annotated[
         float | None,
-        typer.Option(help="Of a weight change; more columns are kept where it takes them.", min=0, max=1),
+        typer.Option(
+            help="Largest relative error allowed for any task; bases grow beyond --components to keep it.", min=0, max=1
+        ),
     ] = None,
 ) -> None:
     """Take adapters that were trained elsewhere into a collection, which is made if there is none.
@@ -63,10 +69,15 @@ def add_adapter(
 @share.command("export")
 def export_task(
     folder: Collection,
-    task: Annotated[str, typer.Option(help="Which.", show_default=False)],
-    to: Annotated[Path | None, typer.Option(help="Where; FOLDER/export/TASK if not given.", show_default=False)] = None,
+    task: Annotated[str, typer.Option(help="Name of the task.", show_default=False)],
+    to: Annotated[
+        Path | None, typer.Option(help="Where to write; FOLDER/export/TASK if not given.", show_default=False)
+    ] = None,
 ) -> None:
-    """Write one task of a collection as a stock PEFT LoRA."""
+    """Write one task of a collection as a stock PEFT LoRA.
+
+    Example: [cyan]retain share export zoo --task legal --to adapters/legal[/]
+    """
     from retain.commands.share import export as command
 
     command(folder, task, to, Console())
@@ -79,7 +90,10 @@ def merge(
     to: Annotated[Path, typer.Option(help="The new collection.", show_default=False)],
     components: Components = 64,
 ) -> None:
-    """Make one collection of two, such as those of two sites that have learned apart."""
+    """Make one collection of two, such as those of two sites that have learned apart.
+
+    Example: [cyan]retain share merge north south --to both[/]
+    """
     from retain.commands.share import merge as command
 
     command(folder, other, to, components=components, console=Console())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect as signatures
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -81,7 +82,9 @@ def methods(
 
     console = Console()
     if name is not None:
-        console.print(signatures.getdoc(method_named(name)), markup=False, highlight=False)
+        told = signatures.getdoc(method_named(name)) or ""
+        # A file says the model elsewhere: it is no keyword of `method:`.
+        console.print(re.sub(r"\n    model: .*(\n {8}.*)*", "", told), markup=False, highlight=False)
         return
     table = Table("method", "what it does", "keywords")
     for known, method in METHODS.items():

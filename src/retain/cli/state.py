@@ -35,7 +35,10 @@ def export_state(
     to: Annotated[Path | None, typer.Option(help="Where to write; RUN/state if not given.", show_default=False)] = None,
     with_rows: Rows = False,
 ) -> None:
-    """Take out of a run what its next task would go on from."""
+    """Take out of a run what its next task would go on from.
+
+    Example: [cyan]retain state export runs/bot --to states/bot[/]
+    """
     from retain.commands.state import export as command
 
     command(run, to, with_rows, Console())

@@ -24,6 +24,8 @@ def demo(
     one after the other, with one LoRA adapter: by plain sequential fine-tuning,
     with EWC-LoRA, and on all tasks at once. The data are fetched once, into
     your cache folder.
+
+    Example: [cyan]retain demo --quick[/]
     """
     from retain.commands.demo import demo as command
 
@@ -96,7 +98,7 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     stop_after: Annotated[
-        int | None, typer.Option(help="Tasks, this time; run again without it, it continues.", min=1)
+        int | None, typer.Option(help="Stop after N more tasks; run again to continue.", metavar="N", min=1)
     ] = None,
     from_state: Annotated[
         Path | None, typer.Option(help="A state that another run has left: as [cyan]state:[/] in the file.")

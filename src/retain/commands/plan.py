@@ -246,7 +246,7 @@ def _print_forms(made: Plan, console: Console) -> None:
 
 def _print_tasks(made: Plan, console: Console) -> None:
     table = Table("task")
-    for title in ("rows", "tokens a row", "classes", "steps", "which take"):
+    for title in ("rows", "tokens a row", "classes", "steps", "training time"):
         table.add_column(title, justify="right")
     for number, task in enumerate(made.tasks):
         seconds = made.training(number)

@@ -42,9 +42,9 @@ class EWC(Protection):
             paper, use strength * gamma.)
         parameters: names or patterns ("body.*") of what to protect; None: the factors of a LoRA and linear layers
             beside it, or all that is trainable.
-        fisher: keywords of the Fisher pass: ``labels``, ``temperature``, ``samples``, ``error``, ``batch_size``,
-            ``dtype`` (see ``retain.fisher.measure``). The only ``form`` for parameters of any shape is the diagonal.
-            Left out: 1000 samples, and else what ``measure`` has.
+        fisher: keywords of the Fisher pass (docs/fisher.md, "Options"): ``labels`` ("mixture", "sample", "exact",
+            "data" or "predicted"), ``temperature``, ``samples``, ``error``, ``batch_size``, ``dtype``. The only
+            ``form`` for parameters of any shape is "diagonal". Left out: 1000 samples, and the defaults there.
         seed: of the Fisher pass.
     """
 

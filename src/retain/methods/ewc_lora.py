@@ -58,12 +58,13 @@ class EWCLoRA(Protection):
         rank: of the past in mode "merge"; the relative error of each cut is in ``boundary["fold_error"]``.
         accumulate: "products" keeps B1 A1 + B2 A2. "factors" is the reference code's (B1 + B2)(A1 + A2), which is
             not the function that was trained: for comparison only, with mode "merge".
-        fisher: keywords of ``retain.fisher.measure`` and of its form: ``form``, then ``storage`` and ``squares`` of a
-            diagonal, ``components`` of a factored, ``rank`` of a Kronecker one; ``labels``, ``temperature``,
-            ``samples``, ``error``, ``batch_size``, ``dtype``. And ``sketches``: k keeps a Kronecker form of rank k of
-            every finished task, for the gauge alone: ``predicted_rise`` then tells the tasks apart, every task costs
-            another Fisher pass, and bytes grow with tasks. Left out: a Kronecker form of rank 16 at temperature 3,
-            1000 samples, no sketches, and else what ``measure`` has.
+        fisher: how importance is measured and kept (docs/fisher.md, "Options"): ``form``, then ``storage`` and
+            ``squares`` of "diagonal", ``components`` of "factored", ``rank`` of "kronecker"; ``labels`` ("mixture",
+            "sample", "exact", "data" or "predicted"), ``temperature``, ``samples``, ``error``, ``batch_size``,
+            ``dtype``. And ``sketches``: k keeps a Kronecker form of rank k of every finished task, for the gauge alone:
+            ``predicted_rise`` then tells the tasks apart, every task costs another Fisher pass, and bytes grow with
+            tasks. Left out: a Kronecker form of rank 16 at temperature 3, 1000 samples, no sketches, and the defaults
+            there.
         seed: of the Fisher pass and of fresh adapters.
     """
 
