@@ -55,7 +55,7 @@ demo: $(INSTALLED)  ## A stream of real tasks under three methods; QUICK=1 for t
 # Tuned keywords as the tables have them, so that nothing is tried again.
 SMALL := joint per-task sequential ewc-lora:strength=10 ewc:strength=10000 eblora:energy=0.95 share:components=16
 
-results-small: $(INSTALLED)  ## The quick part of the measured tables again; git diff benchmarks/results says what differs
+results-small: $(INSTALLED)  ## The quick part of the measured tables again, into benchmarks/results and runs/results-small
 	PYTHON=$(BIN)/python scripts/fetch_optional_data.sh mnist fashion-mnist
 	OMP_NUM_THREADS=1 $(BIN)/python examples/mnist.py --seeds 0 1 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablations --again --jobs 2
