@@ -38,3 +38,8 @@ def test_a_task_of_one_class_is_refused_as_it_will_be(scenario: str, bert: str, 
     one = {"name": "one", "path": "json", "data_files": jsonl(tmp_path / "one.jsonl", rows(["a"], 10))}
     with pytest.raises(ValueError, match="task 'one' has one class, 'a': there is nothing to tell apart"):
         make(parse(document(bert, tmp_path, tasks=[one], scenario=scenario)))
+
+
+def test_a_machine_without_a_gpu_plans_for_one_that_has_it(bert: str, tmp_path: Path) -> None:
+    training = {"max_steps": 3, "bf16": True, "per_device_train_batch_size": 2}
+    assert [task.steps for task in make(parse(document(bert, tmp_path, "mood", training=training))).tasks] == [3]

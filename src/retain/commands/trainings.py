@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import torch
 
 from retain.config import RunConfig, TaskConfig, training_arguments
 from retain.data import MAX_LENGTH, check_classes
@@ -113,7 +114,7 @@ def _tokens(config: RunConfig, entry: TaskConfig, rows: datasets.Dataset, tokeni
     if not set().union(*encoded) - set(tokenizer.all_special_ids):
         return None
     lengths = [len(ids) for ids in encoded]
-    size = 1 if config.language.packing else training_arguments(config, 0, entry.name, Path()).train_batch_size
+    size = 1 if config.language.packing else _arguments(config, 0, entry.name).train_batch_size
     return float(np.mean([max(lengths[start : start + size]) for start in range(0, len(lengths), size)]))
 
 
@@ -128,11 +129,17 @@ def trainings_of(config: RunConfig, tasks: Sequence[Task], cumulative: bool) -> 
         ]
     trainings = []
     for number, task in numbered:
-        arguments = training_arguments(config, number, task.name, Path(config.output))
+        arguments = _arguments(config, number, task.name)
         batch, classes = arguments.train_batch_size * arguments.gradient_accumulation_steps, len(task.classes or ())
         steps = _steps(arguments, task.rows)
         trainings.append(Training(task.name, task.rows, classes or None, batch, steps, task.tokens))
     return trainings
+
+
+def _arguments(config: RunConfig, number: int, task: str) -> Any:
+    """Those of a run; where there is no GPU, one may plan for a machine that has one, and half precision."""
+    here = {} if torch.cuda.is_available() else {"use_cpu": True}
+    return training_arguments(config.model_copy(update={"training": here | config.training}), number, task, Path())
 
 
 def mean_tokens(tasks: Sequence[Task]) -> float | None:
