@@ -119,6 +119,8 @@ def test_files_beside_the_configuration_are_found(file: Path, tmp_path: Path, mo
     assert load(file, ["model.path=folder"]).model.path == str(tmp_path / "folder")
     monkeypatch.chdir(tmp_path)
     assert load("bot.yaml").tasks[0].data_files == "faq.jsonl"
+    (tmp_path / "ledger.jsonl").touch()  # of a run, whose stages are no models
+    assert load(file, ["model.path=folder"]).model.path == "folder"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from retain import yamls
 from retain.intake import read_text
 from retain.kinds import check_guard, check_method, check_section, check_task_kind, settled
+from retain.ledger import LEDGER
 from retain.mistakes import Within, one_line
 from retain.sections import (
     TARGETS,
@@ -144,7 +145,7 @@ class RunConfig(Section):
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the YAML file ``path``, apply ``overrides`` of the form ``section.key=value``, and check the whole.
 
-    Files and folders that it names are looked for in its own folder first, then in the working folder.
+    Files that it names are looked for in its own folder, then in the working one; that of a run has them found already.
 
     Raises:
         ConfigError: the first mistake, in one line.
@@ -162,7 +163,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     document["output"] = document.get("output") or f"runs/{Path(path).stem}"
-    return _beside(os.path.dirname(path), parse(document))
+    folder, config = os.path.dirname(path), parse(document)
+    return config if os.path.exists(os.path.join(folder, LEDGER)) else _beside(folder, config)
 
 
 def parse(document: dict[str, Any]) -> RunConfig:
