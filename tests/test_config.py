@@ -87,6 +87,8 @@ def test_overrides(file: Path) -> None:
     ("override", "complaint"),
     [
         ("seed", "override 'seed' is not of the form section.key=value"),
+        ("seed 3", "override 'seed' is not of the form section.key=value; write seed=3, without spaces"),
+        ("seed = 3", "override 'seed' is not of the form section.key=value; write seed=value, without spaces"),
         ("=3", "override '=3' is not of the form section.key=value"),
         ("tasks.2.max_train=1", "'2' is no entry of a list of 2, counted from 0"),
         ("tasks.x.max_train=1", "'x' is no entry of a list of 2"),
@@ -95,11 +97,18 @@ def test_overrides(file: Path) -> None:
         ("seed=[1", "override 'seed=[1': not YAML"),
         ("trainng.learning_rate=1", "unknown key 'trainng'"),
         ("training.learning_rat=1", "did you mean 'learning_rate'?"),
+        ("training.lr=1e-4", "unknown key 'lr' (value 0.0001); known: the"),
+        ("training.lr=1e-4", "did you mean 'learning_rate'?"),
+        ("training.epochs=3", "did you mean 'num_train_epochs'?"),
+        ("training.batch_size=8", "did you mean 'per_device_train_batch_size'?"),
+        ("lora.rank=3", "did you mean 'r'?"),
+        ("lora.alpha=3", "did you mean 'lora_alpha'?"),
+        ("lora.dropout=.1", "did you mean 'lora_dropout'?"),
     ],
 )
 def test_overrides_that_cannot_be(file: Path, override: str, complaint: str) -> None:
     with pytest.raises(ConfigError) as error:
-        load(file, [override])
+        load(file, override.split(" "))
     assert complaint in str(error.value) and "\n" not in str(error.value)
 
 

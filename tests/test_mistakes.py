@@ -49,6 +49,12 @@ def mistake(**sections: Any) -> str:
             "they stand in quotes",
         ),
         ("method", {"strength": "x"}, "method.strength: 'x' is not allowed; expected 'auto' or a number or a section"),
+        (
+            "method",
+            {"strength": "2%"},
+            "method.strength: '2%' is not allowed; expected 'auto' or a number or a section of keys such as "
+            "{budget: 2%}",
+        ),
         ("method", {"strength": [1]}, "method.strength: [1] is not allowed; expected 'auto' or a number or a section"),
         ("method", {"strength": -1}, "method: strength must be at least 0 and finite, got -1"),
         ("method", {"decay": "half"}, "method.decay: 'half' is not allowed; expected a number"),

@@ -27,6 +27,7 @@ EXPECTED = {  # pydantic's kinds of mistake in plain words
     "mapping_type": "a section of keys",
     "model_type": "a section of keys",
 }
+SHOWN = {"strength": ("a section of keys", "a section of keys such as {budget: 2%}")}  # where words do not tell enough
 
 
 class Within(ValueError):
@@ -81,7 +82,9 @@ def _wrong_type(key: str, value: Any, mistakes: Sequence[ErrorDetails]) -> Withi
     places = [tuple(s for s in mistake["loc"] if _inside(value, s)) for mistake in mistakes]
     deepest = max(places, key=len)
     found = [mistake for place, mistake in zip(places, mistakes, strict=True) if place == deepest]
-    return Within(".".join(map(str, (key, *deepest))), _refusal(found[0]["input"], map(_expected, found)))
+    words, shown = ("", "") if deepest else SHOWN.get(key, ("", ""))
+    expected = [shown if words == told else told for told in map(_expected, found)]
+    return Within(".".join(map(str, (key, *deepest))), _refusal(found[0]["input"], expected))
 
 
 def _inside(value: Any, step: int | str) -> bool:

@@ -216,6 +216,7 @@ def _load(entry: TaskConfig, split: str | None = None) -> Any:
     """``datasets.load_dataset`` of the entry: all splits, or those of an expression."""
     files = _local(entry)
     keywords = {"name": entry.config, "data_files": entry.data_files, "data_dir": entry.data_dir, "split": split}
+    keywords |= separator(entry.path, _flat(entry.data_files))
     try:
         with progress(files is None or sum(map(_size, files)) > LONG):
             return datasets.load_dataset(entry.path, **keywords)
@@ -224,6 +225,11 @@ def _load(entry: TaskConfig, split: str | None = None) -> Any:
         named = files or _flat(entry.data_files)
         what = f"read {_few(named)} as {entry.path}" if named else f"load {entry.path!r}, which is no folder here"
         raise DataError(f"task {entry.name!r}: cannot {what}: {reason}") from error
+
+
+def separator(path: str, files: Sequence[str]) -> dict[str, Any]:
+    """What ``datasets.load_dataset`` is to be told of ``files`` of the format ``path``: those named .tsv have tabs."""
+    return {"sep": "\t"} if path == "csv" and files and all(name.endswith(".tsv") for name in files) else {}
 
 
 def _local(entry: TaskConfig) -> list[str] | None:

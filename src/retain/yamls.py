@@ -154,15 +154,17 @@ def _end(text: str, section: str) -> tuple[int, int, bool]:
     raise ValueError(f"there is no list {section!r} to add to")
 
 
-def override(document: dict[str, Any], assignment: str) -> None:
+def override(document: dict[str, Any], assignment: str, after: str = "") -> None:
     """Carry out ``section.key=value`` in ``document``; the value is YAML, and a number picks an entry of a list.
 
     Raises:
-        ValueError: not an assignment, or its section is none.
+        ValueError: not an assignment, whose value may be what comes ``after`` it, or its section is none.
     """
     path, equals, value = assignment.partition("=")
     if not equals or not path.strip():
-        raise ValueError(f"override {assignment!r} is not of the form section.key=value")
+        apart = not equals and after and (after.startswith("=") or "=" not in after)
+        hint = f"; write {assignment}={after.lstrip('=') or 'value'}, without spaces" if apart else ""
+        raise ValueError(f"override {assignment!r} is not of the form section.key=value{hint}")
     *sections, last = path.strip().split(".")
     try:
         here: Any = document

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from retain import config
 from retain.commands.init import init
+from retain.sources import read
 from streams import jsonl, rows
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,39 @@ def test_labelled_texts(tmp_path: Path) -> None:
 def test_rows_of_language_models(tmp_path: Path, row: dict[str, Any]) -> None:
     settings, told = begun(tmp_path / "bot.yaml", file(tmp_path / "faq.jsonl", row))
     assert settings.model.kind == "causal-lm" and "rows for a language model" in told
+
+
+@pytest.mark.parametrize(("asked", "answered"), [("question", "answer"), ("instruction", "response")])
+def test_answers_that_would_not_be_learned_are_refused(tmp_path: Path, asked: str, answered: str) -> None:
+    lines = [{"id": "x", asked: f"a{i}", answered: f"b{i}"} for i in range(3)]
+    message = f"only '{asked}' would be learned, and '{answered}' looks like the answers: rename .* to 'completion'"
+    with pytest.raises(ValueError, match=message):
+        begun(tmp_path / "bot.yaml", file(tmp_path / "faq.jsonl", *lines))
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    _, told = begun(tmp_path / "bot.yaml", file(tmp_path / "faq.jsonl", {"text": "a", "url": "b"}))
+    assert "'text' alone is learned, and url not read" in told
+
+
+def test_tabs_are_read_by_the_run_too(tmp_path: Path) -> None:
+    lines = [f"why, {word}?\t{word}" for word in ("ask", "tell") for _ in range(5)]
+    (tmp_path / "faq.tsv").write_text("\n".join(["question\tintent", *lines]) + "\n")
+    settings, _ = begun(tmp_path / "bot.yaml", tmp_path / "faq.tsv")
+    assert (settings.tasks[0].text, settings.tasks[0].label) == ("question", "intent")
+    train, test, classes = read(settings.tasks[0], 0)
+    assert classes == ["ask", "tell"] and train.rows["question"][0] == "why, ask?" and len(test.names) == 2
+
+
+def test_tasks_of_the_same_labels_are_asked_for_their_scenario(tmp_path: Path) -> None:
+    one, two, three = (
+        jsonl(tmp_path / f"{name}.jsonl", rows(labels))
+        for name, labels in (("one", ["glad", "sad"]), ("two", ["sad", "mad"]), ("three", ["x", "y"]))
+    )
+    settings, told = begun(tmp_path / "bot.yaml", one, three, two)
+    assert "labels of one and two are alike (sad)" in told and "write `scenario: domain`" in told
+    assert settings.scenario == "task" and "\nscenario: task " in (tmp_path / "bot.yaml").read_text()
+    assert "alike" not in begun(tmp_path / "other.yaml", one, three)[1]
 
 
 def test_questions_about_pictures(tmp_path: Path) -> None:

@@ -255,4 +255,4 @@ def test_passes_to_no_end_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         check_pass(**options)
     with pytest.raises(ValueError, match=message):
-        Sweep(MLP(), Task("t", [vectors()]), **options)
+        Sweep(MLP(), vectors(), **options)

@@ -181,6 +181,25 @@ def test_no_rows(data):
         next(Task("t", data).batches(2))
 
 
+@pytest.mark.parametrize(
+    ("element", "message"),
+    [
+        ({"input_ids": [1, 2], "labels": [1, 2]}, "'input_ids' holds a list, not a tensor"),
+        ({"x": torch.zeros(3), "labels": torch.tensor(1)}, r"'labels' has the shape \(\), without a dimension of rows"),
+        ({"input_ids": torch.zeros(3).long(), "labels": torch.zeros(3).long()}, r"'input_ids' has the shape \(3,\)"),
+        ((torch.zeros(3), torch.tensor(1)), r"1 has the shape \(\)"),
+        ((torch.zeros(3, 2), torch.zeros(2)), r"different numbers of rows \(0: 3, 1: 2\)"),
+        ("a text", "a str, not a mapping or a pair of tensors"),
+        (torch.zeros(3), "a Tensor, not a mapping or a pair of tensors"),
+    ],
+)
+def test_a_list_of_rows_is_not_taken_for_one_of_batches(element, message):
+    whole = (torch.zeros(3, 2), torch.zeros(3).long())
+    with pytest.raises(ValueError, match=f"task 't': .* its element 1 is none: .*{message}.* are rows, give collate="):
+        Task("t", [whole, element])
+    Task("t", [whole, element], collate=list)
+
+
 @pytest.mark.parametrize("name", ["", "a/b"])
 def test_names_that_cannot_name_a_folder(name):
     with pytest.raises(ValueError, match="name"):

@@ -41,7 +41,7 @@ def init(
         list[str],
         typer.Argument(
             metavar="DATA...",
-            help="Files (.jsonl, .csv, .parquet), folders of images, or hub names.",
+            help="Files (.jsonl, .csv, .tsv, .parquet), folders of images, or hub names.",
             show_default=False,
         ),
     ],
@@ -124,7 +124,9 @@ def run(
     if dry_run:
         named = ", ".join(task.name for task in settings.tasks)
         method, model = settings.method["name"], settings.model.path
-        console.print(f"{config} is sound: {method} on {model}, tasks {named}", soft_wrap=True)
+        console.print(
+            f"{config} is sound: {method} on {model}, tasks {named}; data and model were not opened", soft_wrap=True
+        )
         return
     with stoppable() as stop:
         results = command(settings, console, stop_after, stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from retain.formats import COLUMNS, FormatError, format_of
 from retain.metrics import OF_NUMBERS
 from retain.mistakes import check_task_name
 from retain.sections import DRAWS, IN_NATS, TARGETS
-from retain.sources import DataError
+from retain.sources import DataError, natural, separator
 from retain.yamls import flow
 
 LENIENT = tuple(f"_raise_exceptions_for_{what}" for what in ("gated_repo", "missing_entries", "connection_errors"))
 ENDINGS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-TEXTS = ("text", "sentence", "question", "review", "content", "body", "title", "input")
+TEXTS = ("text", "sentence", "question", "review", "content", "body", "title", "instruction", "prompt", "input")
 LOOKED_AT = 100  # rows of a file
 DATES = ("date", "time", "timestamp", "datetime", "day", "month")
 LABELS = ("label", "labels", "class", "category", "intent", "topic", "target")
+ANSWERS = ("answer", "answers", "response", "responses", "completion", "output", "reply")  # to what another column asks
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Guess:
     entry: dict[str, Any]
     kind: str | None
     told: list[str] = field(default_factory=list)
+    labels: frozenset[str] = frozenset()  # that the rows looked at have
 
 
 def init(path: Path, sources: Sequence[str], model: str, method: str, console: Console) -> None:
@@ -63,8 +66,8 @@ def init(path: Path, sources: Sequence[str], model: str, method: str, console: C
     except ValueError:
         path.unlink()
         raise
-    for found in guesses:
-        console.print(f"{found.entry['name']}: {'; '.join(found.told)}", highlight=False)
+    told = [f"{found.entry['name']}: {'; '.join(found.told)}" for found in guesses]
+    console.print("\n".join([*told, *_shared(guesses)]), highlight=False, markup=False)
     console.print(
         f"{path}: written. Next: [cyan]retain plan {path}[/], then [cyan]retain run {path}[/]", highlight=False
     )
@@ -81,6 +84,19 @@ def _kind(kind: str, model: str) -> str:
     except (OSError, ValueError):
         return kind
     return "seq2seq-lm" if decoder else kind
+
+
+def _shared(guesses: Sequence[Guess]) -> list[str]:
+    """What to think of where the first two tasks that have labels in common are learned with a head each."""
+    for one, other in combinations(guesses, 2):
+        if common := sorted(one.labels & other.labels, key=natural):
+            told = (
+                f"labels of {one.entry['name']} and {other.entry['name']} are alike ({', '.join(common[:5])}"
+                f"{', ...' * (len(common) > 5)}), and with `scenario: task` each task has a head of its own, so "
+                "that whoever asks must say the task; if they mean the same, write `scenario: domain`, one for both"
+            )
+            return [told]
+    return []
 
 
 def guess(source: str, beside: Path) -> Guess:
@@ -100,7 +116,8 @@ def guess(source: str, beside: Path) -> Guess:
     kind = ENDINGS[place.suffix]
     if not place.stat().st_size:
         raise DataError(f"{source}: no rows")
-    rows = datasets.load_dataset(kind, data_files=str(place), split="train", streaming=True)
+    options = separator(kind, [str(place)])
+    rows = datasets.load_dataset(kind, data_files=str(place), split="train", streaming=True, **options)
     try:
         first = list(rows.take(LOOKED_AT))
     except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
@@ -125,6 +142,7 @@ def _columns(found: Guess, rows: Sequence[dict[str, Any]], source: str) -> None:
         found.entry |= {k: v for k, v in (("text", text), ("label", label)) if v != k}
         numbers = isinstance(rows[0][label], float)
         found.entry |= {"metric": OF_NUMBERS[0]} if numbers else {}
+        found.labels = frozenset(str(row[label]) for row in rows if not numbers and row[label] is not None)
         found.told.append(f"text {text!r} is {'labelled with numbers' if numbers else 'classified'} by {label!r}")
         return
     words = {name for name in columns if isinstance(rows[0][name], str)}
@@ -136,10 +154,23 @@ def _columns(found: Guess, rows: Sequence[dict[str, Any]], source: str) -> None:
         form = format_of(columns, None, "text" if conversation else text or "text")
     except FormatError as error:
         raise DataError(f"{source}: {error}; for classification, name columns such as text and label") from None
+    _check_answers(form, text, columns, source)
     pictured = form != "text" and "image" in columns
     found.kind = "image-text-to-text" if pictured else "causal-lm"
     found.entry |= {"text": text} if form == "text" and text != "text" else {}
     found.told.append(f"rows for a language model{' that reads pictures' * pictured} ({form})")
+    if form == "text" and (unread := [name for name in columns if name != text]):
+        found.told.append(f"{text!r} alone is learned, and {', '.join(unread)} not read")
+
+
+def _check_answers(form: str, text: str | None, columns: Sequence[str], source: str) -> None:
+    """Refuse rows of plain texts with a column of answers beside them, which would not be learned."""
+    answers = [name for name in columns if name.lower() in ANSWERS and name != text]
+    if form == "text" and answers:
+        raise DataError(
+            f"{source}: of the columns {', '.join(columns)} only {text!r} would be learned, and {answers[0]!r} looks "
+            f"like the answers: rename {text!r} to 'prompt' and {answers[0]!r} to 'completion'"
+        )
 
 
 def _label(rows: Sequence[dict[str, Any]], text: str | None) -> str | None:
@@ -156,7 +187,7 @@ def _label(rows: Sequence[dict[str, Any]], text: str | None) -> str | None:
 def document(kind: str, model: str, method: str, guesses: Sequence[Guess]) -> str:
     """The file's text: what there is to set, with a word on each, and everything else left to its default."""
     headless = kind in (*IN_NATS, FORECASTS)
-    heads = "" if headless else "heads: {learning_rate: 5.0e-3}              # a new head starts from nothing\n"
+    heads = "" if headless else _HEADS
     rate = "2.0e-4" if kind in IN_NATS else "1.0e-3"
     targets = "" if kind in TARGETS else ", target_modules: all-linear"
     tasks = "\n".join(f"  - {flow(found.entry)}" for found in guesses)
@@ -167,6 +198,12 @@ lora: {{r: 8{targets}}}       # -> peft.LoraConfig
 training: {{learning_rate: {rate}, num_train_epochs: 3, per_device_train_batch_size: 8}}    # -> TrainingArguments
 tasks:                                         # learned in this order
 {tasks}
+"""
+
+
+_HEADS = """\
+heads: {learning_rate: 5.0e-3}              # a new head starts from nothing
+scenario: task         # a head a task, and the task of a row is said; class: nobody says it; domain: one head for all
 """
 
 

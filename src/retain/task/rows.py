@@ -110,6 +110,12 @@ class Task:
         sized = isinstance(self.train, Sized) and not isinstance(self.train, DataLoader)
         if sized and not len(self.train) and self.test is None:  # what is scored alone needs no training rows
             raise ValueError(self._empty)
+        for number, batch in enumerate(self.train) if _in_batches(self) else ():
+            if amiss := _amiss(batch):
+                raise ValueError(
+                    f"task {self.name!r}: a list without `collate` is one of batches, and its element {number} is "
+                    f"none: {amiss}. If its elements are rows, give collate=..."
+                )
 
     @property
     def _empty(self) -> str:
@@ -181,6 +187,22 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 def _in_batches(task: Task) -> bool:
     return isinstance(task.train, list | tuple) and task.collate is None
+
+
+def _amiss(batch: Any) -> str:
+    """Why ``batch`` is none; empty if it may be one: a mapping or a sequence of tensors with a dimension of rows."""
+    if not isinstance(batch, Mapping | Sequence) or isinstance(batch, str) or not len(batch):
+        return f"a {type(batch).__name__}, not a mapping or a pair of tensors"
+    parts = list(batch.items() if isinstance(batch, Mapping) else enumerate(batch))
+    for key, value in parts:
+        if not isinstance(value, Tensor):
+            return f"{key!r} holds a {type(value).__name__}, not a tensor"
+        if not value.dim() or (key == "input_ids" and value.dim() == 1):
+            return f"{key!r} has the shape {tuple(value.shape)}, without a dimension of rows"
+    lengths = {str(key): len(value) for key, value in parts}
+    if len(set(lengths.values())) > 1:
+        return f"its tensors have different numbers of rows ({', '.join(f'{k}: {n}' for k, n in lengths.items())})"
+    return ""
 
 
 def rows_in(batch: Batch) -> int:
