@@ -44,6 +44,7 @@ FLOORS = (
         "serving",
         "vllm",
         "method",
+        "newhead",
         "gauge",
         "merging",
         "multiplier",

@@ -6,7 +6,6 @@ import glob
 import inspect
 import os
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -159,7 +158,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(document, dict):
         raise ConfigError(f"{str(path)!r} holds no sections; a configuration starts with `model:`")
     try:
-        for override, after in zip_longest(overrides, overrides[1:], fillvalue=""):
+        for override, after in zip(overrides, [*overrides[1:], ""], strict=False):
             yamls.override(document, override, after)
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -234,7 +234,8 @@ def _give_past(site: Site) -> None:
     if isinstance(layer, LoraConv2d):
         _check_convolution(name, layer.get_base_layer())
     if r > min(out, in_):
-        raise ValueError(f"{name}: rank {r} is larger than the layer, ({out}, {in_})")
+        ways = "lower r, or leave it out with exclude_modules; task_type='SEQ_CLS' trains a classifier as a whole"
+        raise ValueError(f"{name}: rank {r} is larger than the layer, ({out}, {in_}): {ways}")
     if not isinstance(layer, Past):
         layer.__class__ = KINDS[type(layer)]
         layer.register_buffer("past_A", site.A.new_empty(0, in_), persistent=False)

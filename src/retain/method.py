@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from retain.gauge import Factor
 from retain.lora import Site, is_adapted, sites
+from retain.newhead import check_head
 from retain.task import Task
 
 # One adapter trained on and on, or a fresh one for every task on top of the folded past.
@@ -60,6 +61,8 @@ class Method:
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         self.model, self.seed = model, seed
         self.sites: dict[str, Site] = sites(model) if self.needs_adapter or is_adapted(model) else {}
+        if is_adapted(model):
+            check_head(model)
         self.learned: dict[str, Tensor] = {}
         self.boundary: dict[str, float] = {}
         self.trained: dict[str, Tensor] = {}
