@@ -17,6 +17,7 @@ Strength = float | Literal["auto"] | Mapping[str, float | str | bool]
 RATE = 0.1  # of the logarithm a step, where the rise is a factor e or more from what is allowed
 STEEP = 10.0  # times the multiplier: the most that a rise beyond what is allowed weighs
 PERCENT = re.compile(r"(\d+\.?\d*|\.\d+)%")
+DEEPEST = 20.0  # times below the default: where a task may begin, after one whose budget was slack
 REACH = 1e4  # either way of where it starts, the furthest that a multiplier goes
 
 
@@ -67,14 +68,14 @@ class Multiplier:
     def begin(self, factor: float, reached: Tensor | None = None) -> None:
         """A task begins, and a foreseen nat stands for ``factor`` measured ones.
 
-        With a budget the multiplier begins where the last task ``reached``, its logarithm, but not below the default: a
-        task whose budget was slack leaves next to nothing, from which a short training would not come back in time.
+        With a budget the multiplier begins where the last task ``reached``, its logarithm, or ``DEEPEST`` times below the
+        default: a slack budget leaves next to nothing, from which a short training would not come back in time.
         """
         if self.given == "auto":
             self.fixed = factor
         elif self.budget is not None:
             self.allowed, self.steps = self.budget / factor, 0
-            self.log = self.start if reached is None else reached.clamp(min=float(self.start))
+            self.log = self.start if reached is None else reached.clamp(min=float(self.start) - math.log(DEEPEST))
             self.rise = torch.zeros_like(self.rise)
 
     @property
