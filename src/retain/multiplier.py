@@ -68,8 +68,8 @@ class Multiplier:
     def begin(self, factor: float, reached: Tensor | None = None) -> None:
         """A task begins, and a foreseen nat stands for ``factor`` measured ones.
 
-        With a budget the multiplier begins where the last task ``reached``, its logarithm, or ``DEEPEST`` times below the
-        default: a slack budget leaves next to nothing, from which a short training would not come back in time.
+        With a budget the multiplier begins where the last task ``reached``, its logarithm, or ``DEEPEST`` times below
+        the default: a slack budget leaves next to nothing, from which a short training would not come back in time.
         """
         if self.given == "auto":
             self.fixed = factor
