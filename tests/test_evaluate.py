@@ -127,7 +127,7 @@ def test_it_evaluates_without_dropout_and_leaves_the_model_as_it_was() -> None:
 @pytest.mark.parametrize("test", [None, []])
 def test_a_task_without_test_rows_is_refused(test: list | None) -> None:
     with pytest.raises(ValueError, match="task 't' has no test rows"):
-        evaluate(MLP(), Task("t", rows(), test))
+        evaluate(MLP(), Task("t", [(torch.randn(6, 4), torch.zeros(6, dtype=torch.long))], test))
 
 
 def test_a_model_that_diverged_is_refused() -> None:
