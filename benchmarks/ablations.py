@@ -13,6 +13,7 @@ benchmarks/results/ablations.json; run again to continue.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -140,12 +141,12 @@ def by_task(row: dict[str, Any]) -> dict[str, np.ndarray]:
     return {"final": final, "learned": learned, "forgetting": (learned - final)[:-1]}
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]], cells: Iterable[str] = CELLS) -> None:
     """Means and standard deviations over seeds, and differences in points, paired, with their standard errors."""
     columns = ("final", "learned", "forgetting")
     table = Table("", *columns, "seeds", "against", *(f"{column}, points" for column in columns))
     found = {(row["cell"], row["seed"]): by_task(row) for row in rows}
-    for cell in [cell for cell in CELLS if any(row["cell"] == cell for row in rows)]:
+    for cell in [cell for cell in cells if any(row["cell"] == cell for row in rows)]:
         seeds = sorted(seed for name, seed in found if name == cell)
         values = [[float(found[cell, seed][key].mean()) for seed in seeds] for key in columns]
         other = COMPARED.get(cell, cell.split(",")[0])

@@ -1,6 +1,6 @@
 """The switches of ``benchmarks.ablations`` on a pretrained model, where nobody says the task.
 
-    python -m benchmarks.ablations_ten --seeds 0 1 2
+    python -m benchmarks.ablations_ten --seeds 0 1
 
 The stream ``ten`` of ``benchmarks.comparison``: digits in pairs, then clothes in pairs, DINOv2 ViT-S/14, 24 training
 rows a task, which differ from seed to seed. Every run is what `retain run` does with a YAML file. Where the task is not
@@ -59,7 +59,7 @@ def main() -> None:
         print(
             row["seed"], row["cell"], [round(float(np.mean(row[key])), 3) for key in ("final", "unknown")], flush=True
         )
-    show(rows())
+    show(rows(), CELLS)
     for cell in CELLS:
         found = [float(np.mean(row["unknown"])) for row in rows() if row["cell"] == cell]
         print(f"{cell}, nobody says the task: {spelled(found)}") if found else None
