@@ -28,7 +28,8 @@ from retain.task import Task, default_collate, forward
 from runs import left_by, quiet, settings
 from test_laws import RULES, outputs, steady_bert
 
-pytestmark = [can_fork, pytest.mark.slow]
+# Nineteen trainings in two processes each are made at once, which beside other work takes longer than a test may.
+pytestmark = [can_fork, pytest.mark.slow, pytest.mark.timeout(900)]
 # Two steps move the weights little: with these the extra term counted twice is far off.
 STRONG = {"ewc-lora": {"strength": 1e4}, "ewc-lora, merged": {"strength": 1e4}, "lwf": {"weight": 30.0}}
 # Seven rows, so that in the last step of an epoch one process has two and the other has one.

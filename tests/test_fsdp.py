@@ -36,7 +36,7 @@ from retain.task import Task, default_collate
 from runs import left_by, quiet, settings, stock
 from test_laws import outputs, steady_bert
 
-pytestmark = [can_fork, pytest.mark.slow]
+pytestmark = [can_fork, pytest.mark.slow, pytest.mark.timeout(900)]
 # As strong as to show in two steps; and passes of one row each, of which one process has four and the other three.
 OPTIONS = {"ewc-lora": {"strength": 1e4, "fisher": {"batch_size": 1}}, "lwf": {"weight": 30.0}}
 FIRST, SECOND = texts("first", (4, 3)), texts("second", (4, 3), seed=1)
