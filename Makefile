@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Each core takes its share from first to last, and then of the others': what the tests of a file share is made once.
+# One thread each: processes that wait for each other with two threads on two cores took ten times as long.
 TOGETHER := -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
@@ -31,12 +32,12 @@ types: $(INSTALLED)  ## Check types with mypy
 	$(BIN)/mypy
 
 test: lint types  ## Lint, types and the default tests
-	$(BIN)/python -m pytest $(TOGETHER)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER)
 
 check: test  ## The same as test
 
 slow: $(INSTALLED)  ## The tests that train for longer or read real data
-	$(BIN)/python -m pytest -m slow $(TOGETHER)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(TOGETHER)
 
 cuda: $(INSTALLED)  ## The tests that need a GPU, for a .venv whose torch has CUDA
 	$(BIN)/python -m pytest -m cuda
