@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.fisher import machine, versions
-from benchmarks.parallel import cells_parser, spread
+from benchmarks.parallel import cells_parser, continued, rows
 from benchmarks.streams import LORA, Stream, pairs
 from benchmarks.training import fit, outcome, share
-from retain import METHODS, Method, Task, store
+from retain import METHODS, Method, Task
 
 PATH = Path(__file__).parent / "results" / "ablations.json"
 RANK, TARGETS = LORA["r"], r".*\.(key|value|k_proj|v_proj)"  # names differ between versions
@@ -41,11 +39,16 @@ def but(cell: Cell, **more: Any) -> Cell:
     return cell[0], cell[1] | more
 
 
+def switched(name: str, cell: Cell, *references: str) -> dict[str, Cell]:
+    """``cell`` as it is, and with each of the reference code's departures."""
+    return {name: cell} | {f"{name}, {reference}": but(cell, reference=[reference]) for reference in references}
+
+
 DIAGONAL: dict[str, Any] = {"form": "diagonal", "samples": None}
 BATCHES = DIAGONAL | {"labels": "data", "squares": "batch", "batch_size": BATCH}
 MERGE: Cell = ("ewc-lora", {"mode": "merge", "strength": STRENGTH, "fisher": DIAGONAL | {"labels": "data"}})
-EB: Cell = ("eblora", {})
-SHARE: Cell = ("share", {})
+OF_SHARE = ("dropped temporaries", "centring")
+OF_EBLORA = ("pretrained gradients", "rank scaling", "non-projector")
 CELLS: dict[str, Cell] = {
     "plain LoRA": but(MERGE, strength=0.0),
     "plain LoRA, factors summed": but(MERGE, strength=0.0, accumulate="factors"),
@@ -61,13 +64,8 @@ CELLS: dict[str, Cell] = {
     **{f"EWC-LoRA, decay {decay:g}": but(MERGE, decay=decay) for decay in (0.9, 0.5, 0.0)},
     "F of the update": ("ewc-lora", {"strength": STRENGTH, "fisher": DIAGONAL}),
     "F of the factors": ("ewc", {"decay": 1.0, "strength": STRENGTH, "fisher": DIAGONAL}),
-    "Share": SHARE,
-    "Share, dropped temporaries": but(SHARE, reference=["dropped temporaries"]),
-    "Share, centring": but(SHARE, reference=["centring"]),
-    "EBLoRA": EB,
-    "EBLoRA, pretrained gradients": but(EB, reference=["pretrained gradients"]),
-    "EBLoRA, rank scaling": but(EB, reference=["rank scaling"]),
-    "EBLoRA, non-projector": but(EB, reference=["non-projector"]),
+    **switched("Share", ("share", {}), *OF_SHARE),
+    **switched("EBLoRA", ("eblora", {}), *OF_EBLORA),
 }
 # A cell, and the one that it is compared with: what stands before its first comma, unless it is here.
 COMPARED = {"EWC-LoRA": "plain LoRA", "EWC-LoRA at 1e4": "plain LoRA", "F of the factors": "F of the update"}
@@ -77,14 +75,12 @@ def main() -> None:
     parser = cells_parser(__doc__, CELLS)
     parser.add_argument("--again", action="store_true", help="forget what has been run")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     if options.again:
         PATH.unlink(missing_ok=True)
-    done = {(row["cell"], row["seed"]) for row in rows()}
-    left = [(cell, seed) for seed in options.seeds for cell in options.cells if (cell, seed) not in done]
-    for _, row in spread(study, left, options.jobs):
-        keep(row)
-    show(rows())
+    for row in continued(study, options, PATH, "python -m benchmarks.ablations"):
+        means = {key: round(float(np.mean(row[key])), 3) for key in ("final", "learned")}
+        print(row["seed"], row["cell"], means, row["seconds"], flush=True)
+    show(rows(PATH))
 
 
 @cache
@@ -120,19 +116,6 @@ def accuracy(method: Method, task: Task) -> float:
     """Of its test rows, the task known."""
     method.activate(task.name)
     return share(outcome(method.model, task, task.test[0])[1])
-
-
-def rows() -> list[dict[str, Any]]:
-    """All that has been run."""
-    return store.read_json(PATH)["rows"] if PATH.exists() else []
-
-
-def keep(row: dict[str, Any]) -> None:
-    """Write ``row`` behind those that there are."""
-    document = {"command": "python -m benchmarks.ablations", "machine": machine(), "versions": versions()}
-    store.write_json(PATH, document | {"rows": [*rows(), row]})
-    means = {key: round(float(np.mean(row[key])), 3) for key in ("final", "learned")}
-    print(row["seed"], row["cell"], means, row["seconds"], flush=True)
 
 
 def by_task(row: dict[str, Any]) -> dict[str, np.ndarray]:

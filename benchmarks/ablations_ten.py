@@ -16,53 +16,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
-from benchmarks.ablations import DIAGONAL, Cell, but, show, spelled
+from benchmarks.ablations import BATCHES, DIAGONAL, OF_EBLORA, OF_SHARE, Cell, but, show, switched
 from benchmarks.comparison import STREAMS
-from benchmarks.fisher import machine, versions
-from benchmarks.parallel import cells_parser, spread
-from retain import store
+from benchmarks.parallel import cells_parser, continued, rows
 from retain.config import parse
 from retain.run import run
 
 PATH = Path(__file__).parent / "results" / "ablations-ten.json"
 BATCH, STRENGTH = 8, 1e4  # of training; a diagonal's default
 MERGE: Cell = ("ewc-lora", {"mode": "merge", "strength": STRENGTH, "fisher": DIAGONAL | {"labels": "data"}})
-BATCHES = DIAGONAL | {"labels": "data", "squares": "batch", "batch_size": BATCH}
-EB: Cell = ("eblora", {"energy": 0.99})
-SHARE: Cell = ("share", {"components": 16})
+SQUARED = BATCHES | {"batch_size": BATCH}
 CELLS: dict[str, Cell] = {
     "EWC-LoRA": MERGE,
     "EWC-LoRA, factors summed": but(MERGE, accumulate="factors"),
-    "EWC-LoRA, batch squares": but(MERGE, fisher=BATCHES),
-    "EWC-LoRA, batch squares, strength times 8": but(MERGE, fisher=BATCHES, strength=BATCH * STRENGTH),
-    "Share": SHARE,
-    "Share, dropped temporaries": but(SHARE, reference=["dropped temporaries"]),
-    "Share, centring": but(SHARE, reference=["centring"]),
-    "EBLoRA": EB,
-    "EBLoRA, pretrained gradients": but(EB, reference=["pretrained gradients"]),
-    "EBLoRA, rank scaling": but(EB, reference=["rank scaling"]),
-    "EBLoRA, non-projector": but(EB, reference=["non-projector"]),
+    "EWC-LoRA, batch squares": but(MERGE, fisher=SQUARED),
+    "EWC-LoRA, batch squares, strength times 8": but(MERGE, fisher=SQUARED, strength=BATCH * STRENGTH),
+    **switched("Share", ("share", {"components": 16}), *OF_SHARE),
+    **switched("EBLoRA", ("eblora", {"energy": 0.99}), *OF_EBLORA),
 }
 
 
 def main() -> None:
     options = cells_parser(__doc__, CELLS).parse_args()
-    torch.set_num_threads(1)
-    done = {(row["cell"], row["seed"]) for row in rows()}
-    left = [(cell, seed) for seed in options.seeds for cell in options.cells if (cell, seed) not in done]
-    for _, row in spread(study, left, options.jobs):
-        document = {"command": "python -m benchmarks.ablations_ten", "machine": machine(), "versions": versions()}
-        store.write_json(PATH, document | {"rows": [*rows(), row]})
-        print(
-            row["seed"], row["cell"], [round(float(np.mean(row[key])), 3) for key in ("final", "unknown")], flush=True
-        )
-    show(rows(), CELLS)
-    for cell in CELLS:
-        found = [float(np.mean(row["unknown"])) for row in rows() if row["cell"] == cell]
-        print(f"{cell}, nobody says the task: {spelled(found)}") if found else None
+    for row in continued(study, options, PATH, "python -m benchmarks.ablations_ten"):
+        means = {key: round(float(np.mean(row[key])), 3) for key in ("final", "unknown")}
+        print(row["seed"], row["cell"], means, row["seconds"], flush=True)
+    show(found := rows(PATH), CELLS)
+    print("nobody says the task:")
+    show([row | dict.fromkeys(("final", "learned"), row["unknown"]) for row in found], CELLS)
 
 
 def study(cell: str, seed: int) -> dict[str, Any]:
@@ -84,11 +67,6 @@ def study(cell: str, seed: int) -> dict[str, Any]:
         "unknown": results["accuracy"]["matrix"][-1],
         "seconds": round(time.process_time() - begin, 1),
     }
-
-
-def rows() -> list[dict[str, Any]]:
-    """All that has been run."""
-    return store.read_json(PATH)["rows"] if PATH.exists() else []
 
 
 if __name__ == "__main__":

@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.budgets import JUDGED
-from benchmarks.fisher import machine, versions
 from benchmarks.gauge import summary
-from benchmarks.parallel import cells_parser, spread
+from benchmarks.parallel import cells_parser, continued, rows
 from benchmarks.streams import Stream, fashion
 from benchmarks.training import fit, interval, outcome, packed, share, unpacked
-from retain import EWCLoRA, store
+from retain import EWCLoRA
 from retain.calibration import CLEAR, calibrate, note
 
 PATH = Path(__file__).parent / "results" / "rises.json"
@@ -41,14 +39,9 @@ CELLS: dict[str, Any] = {
 
 def main() -> None:
     options = cells_parser(__doc__, CELLS).parse_args()
-    torch.set_num_threads(1)
-    done = {(row["cell"], row["seed"]) for row in rows()}
-    left = [(cell, seed) for seed in options.seeds for cell in options.cells if (cell, seed) not in done]
-    for _, row in spread(study, left, options.jobs):
-        document = {"command": "python -m benchmarks.rises", "machine": machine(), "versions": versions()}
-        store.write_json(PATH, document | {"rows": [*rows(), row]})
+    for row in continued(study, options, PATH, "python -m benchmarks.rises"):
         print(row["seed"], row["cell"], [round(np.mean(row[key]), 3) for key in ("final", "learned")], flush=True)
-    show(rows())
+    show(rows(PATH))
 
 
 @cache
@@ -91,11 +84,6 @@ def study(cell: str, seed: int) -> dict[str, Any]:
         "boundaries": boundaries,
         "seconds": round(time.process_time() - begin, 1),
     }
-
-
-def rows() -> list[dict[str, Any]]:
-    """All that has been run."""
-    return store.read_json(PATH)["rows"] if PATH.exists() else []
 
 
 def show(rows: list[dict[str, Any]]) -> None:
