@@ -164,6 +164,9 @@ def test_methods_says_what_the_keywords_of_one_mean(retain: Shell) -> None:
     keywords = set(inspect.signature(METHODS["ewc-lora"]).parameters) - {"model"}  # which no file says there
     assert code == 0 and all(f"\n    {key}: " in out for key in keywords)
     assert "\n    model: " not in out and "docs/fisher.md" in out
+    _, rest = str(inspect.getdoc(METHODS["ewc-lora"])).split("\n    strength: ")
+    assert out.split("\n    strength: ")[1].split() == rest.split()  # filled anew, and nothing lost
+    assert max(map(len, out.splitlines())) <= 80
     assert retain.complaint("methods", "ewc-lorra").startswith("unknown method 'ewc-lorra'; known: sequential, ")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from retain.method import Method
+from retain.multiplier import loosened
 
 CLEAR = 2.0  # standard errors from zero
 SLIGHT = 0.01  # nats an example of each earlier task that nobody need be warned of
@@ -99,23 +100,20 @@ def doubts(
         limit: the budget that found ``strength``, if there is one; a rise inside it may weigh next to nothing.
     """
     total = calibration["total"]
-    named, mend = f"method.strength is {strength:g}", "lower it"
-    if limit is not None:
-        named, mend = f"the budget is {limit}", "raise it"
     paid, lost, ratio = strength * total["foreseen"], total["measured"], total["ratio"]
     if paid > loss:
         return [
             f"learning {task!r} has paid {paid:.3g} nats an example to its own protection, more than the whole loss of "
-            f"{loss:.3g} that there was to gain: the protection dominates, and training cannot follow it. {named}: "
-            f"{mend}, or lower the learning rate"
+            f"{loss:.3g} that there was to gain: the protection dominates, and training cannot follow it. "
+            f"{loosened(strength, limit)}, or lower the learning rate"
         ]
     inert = paid < INERT * lost and lost > SLIGHT * len(calibration["tasks"])
     if inert and strength and limit is None and ratio is not None:
         fair = f"about {float(format(1 / ratio, '.1g')):g}" if ratio > 0 else "far more"
         return [
             f"learning {task!r} has cost the earlier tasks {lost:.3g} ± {total['standard_error']:.2g} nats an example, "
-            f"and protecting them weighed {paid:.1g}: the protection is inert. {named}: raise it ({fair} would weigh a "
-            "nat lost like a nat gained)"
+            f"and protecting them weighed {paid:.1g}: the protection is inert. method.strength is {strength:g}: "
+            f"raise it ({fair} would weigh a nat lost like a nat gained)"
         ]
     return []
 

@@ -122,6 +122,11 @@ class Multiplier:
         return self.log.exp() * (rise / self.allowed).clamp(0, STEEP)
 
 
+def loosened(strength: float, limit: str | None) -> str:
+    """What to do where a penalty is too strong: one of ``strength``, or of a budget that allows ``limit``."""
+    return f"method.strength is {strength:g}: lower it" if limit is None else f"the budget is {limit}: raise it"
+
+
 def check_strength(strength: Any) -> None:
     """Refuse a strength that is no number of at least 0, not "auto", and no budget above 0.
 

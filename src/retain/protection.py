@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from retain.fisher.choice import Choice
 from retain.gauge import Factor, factor
 from retain.method import Method
-from retain.multiplier import Multiplier
+from retain.multiplier import Multiplier, loosened
 from retain.multiplier import Strength as Strength
 from retain.multiplier import check_strength as check_multiplier
 from retain.task import Task
@@ -146,8 +146,7 @@ class Protection(Method):
             self.multiplier.load(state)
         if since:
             self._since = int(state[SINCE])
-        if inside:
-            self.inside = {name: inside[name].to(p.device) for name, p in self._trained.items()}
+        self.inside = {name: inside[name].to(p.device) for name, p in self._trained.items() if inside}
 
     @property
     def _trained(self) -> dict[str, nn.Parameter]:
@@ -206,12 +205,9 @@ class Protection(Method):
         self.boundary["moved"] = moved / first
         fewer = min(1.0, rows / max(float(n) for _, n in self.moved.values()))
         if self.multiplier.given and 0 < moved < FROZEN * fewer * first:
-            mend = f"method.strength is {self.strength:g}: lower it"
-            if self.limit is not None:
-                mend = f"the budget is {self.limit}: raise it"
             warnings.warn(
                 f"{task.name!r} has moved the weights by {moved / first:.1%} of what the first task moved them: the "
-                f"protection has frozen the model; {mend}",
+                f"protection has frozen the model; {loosened(self.strength, self.limit)}",
                 stacklevel=3,
             )
 

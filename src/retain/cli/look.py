@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect as signatures
 import re
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+FILLED = 116  # of a line in the code, less the indent of a docstring of a class
 
 
 def inspect(
@@ -84,7 +87,8 @@ def methods(
     if name is not None:
         told = signatures.getdoc(method_named(name)) or ""
         # A file says the model elsewhere: it is no keyword of `method:`.
-        console.print(re.sub(r"\n    model: .*(\n {8}.*)*", "", told), markup=False, highlight=False)
+        told = re.sub(r"\n    model: .*(\n {8}.*)*", "", told)
+        console.print(_refilled(told, console.width), markup=False, highlight=False, soft_wrap=True)
         return
     table = Table("method", "what it does", "keywords")
     for known, method in METHODS.items():
@@ -96,3 +100,29 @@ def methods(
         )
     console.print(table)
     console.print("null: left to the method. retain methods NAME says what its keywords mean.", highlight=False)
+
+
+def _refilled(text: str, width: int) -> str:
+    """A docstring at most ``width`` wide: a line goes on where it was full in the code, or the next is indented."""
+    found = list[list[str]]()
+    for line in text.splitlines():
+        first, last = (found[-1][0], found[-1][-1]) if found else ("", "")
+        deeper = _indent(line) > _indent(first) and not first.endswith(":")
+        if first and line and (deeper or len(last) + 1 + len(line.split()[0]) > FILLED):
+            found[-1].append(line)
+        else:
+            found.append([line])
+    return "\n".join(_filled(lines, width) for lines in found)
+
+
+def _filled(lines: list[str], width: int) -> str:
+    first = lines[0]
+    hanging = (
+        lines[-1] if len(lines) > 1 else ("    " if first.startswith(" ") else "  " * first.startswith("-")) + first
+    )
+    fits = textwrap.TextWrapper(width, _indent(first), _indent(hanging), break_long_words=False, break_on_hyphens=False)
+    return fits.fill(" ".join(line.strip() for line in lines))
+
+
+def _indent(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]

@@ -202,8 +202,8 @@ tasks:                                         # learned in this order
 
 
 _HEADS = """\
-heads: {learning_rate: 5.0e-3}              # a new head starts from nothing
-scenario: task         # a head a task, and the task of a row is said; class: nobody says it; domain: one head for all
+heads: {learning_rate: 5.0e-3}                 # a new head starts from nothing
+scenario: task                                 # a head each, the task said; class: it is not; domain: one head for all
 """
 
 
